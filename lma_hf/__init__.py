@@ -1,0 +1,40 @@
+"""LMA (Light Multi-segment Activation) for transformers: activation surgery and distillation of shallow students.
+
+Importing the package adds "lma" (and the learnable baselines) to transformers' ACT2FN, so that saved students load
+with `from_pretrained`. Everything else is imported on first use.
+"""
+
+import importlib
+
+from .modeling.modeling_lma import register as _register
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LMAConfig": "modeling.configuration_lma",
+    "BaselineConfig": "modeling.configuration_lma",
+    "LMA": "modeling.activation_lma",
+    "lma": "modeling.activation_lma",
+    "swap_activations_": "surgery.swap",
+    "restore_activations_": "surgery.swap",
+    "calibrate_": "surgery.calibrate",
+    "build_student": "student.build",
+    "teach": "cli.teach",
+    "distill": "cli.distill",
+    "evaluate": "cli.evaluate",
+    "LmaHfError": "errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__
+
+
+_register()

@@ -1,0 +1,1 @@
+"""The commands of `lma-hf`, one file a verb."""

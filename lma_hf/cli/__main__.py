@@ -1,0 +1,53 @@
+"""The `lma-hf` command; also `python -m lma_hf.cli` and, for several processes, `accelerate launch -m lma_hf.cli`."""
+
+import importlib
+import logging
+import sys
+
+from transformers.utils import logging as transformers_logging
+
+from lma_hf.cli.parser import parse_config
+from lma_hf.errors import ConfigError, LmaHfError
+from lma_hf.training.config import DistillConfig, EvaluateConfig, QuickstartConfig, TeachConfig
+
+# verb -> (settings, description); lma_hf/cli/<verb>.py holds the function of that name
+VERBS = {
+    "quickstart": (QuickstartConfig, "Distil a first LMA student on movie reviews, with no hub."),
+    "teach": (TeachConfig, "Fine-tune a teacher on a GLUE task or your own data."),
+    "distill": (DistillConfig, "Distil a shallow student from a fine-tuned teacher."),
+    "evaluate": (EvaluateConfig, "Evaluate a saved model on a task's validation splits."),
+}
+USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(
+    f"  {verb:<11} {description}" for verb, (_, description) in VERBS.items()
+)
+
+
+def main(argv=None):
+    """Run one verb. Returns: exit code; 2 on misuse, 1 when the run itself failed."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return _run(argv)
+    except LmaHfError as error:
+        print(f"lma-hf: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(argv):
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    verb = argv[0]
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb {verb!r}, allowed are {', '.join(VERBS)}; see `lma-hf --help`")
+    config_class, description = VERBS[verb]
+    config = parse_config(config_class, argv[1:], prog=f"lma-hf {verb}", description=description)
+    command = getattr(importlib.import_module(f"lma_hf.cli.{verb}"), verb)
+    command(config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""`lma-hf distill`: teacher -> activation surgery -> shallow student -> distilled."""
+
+import logging
+from dataclasses import asdict
+from itertools import islice
+
+import numpy as np
+
+from lma_hf.cli.evaluate import labels_of_model
+from lma_hf.cli.run import TrainingRun, label_names_of, load_data
+from lma_hf.data.labels import check_same_labels
+from lma_hf.data.metrics import compute_metrics
+from lma_hf.distillation.objective import DistillationObjective
+from lma_hf.distillation.teacher import Teacher
+from lma_hf.errors import ConfigError, DataError
+from lma_hf.modeling.configuration_lma import BaselineConfig, LMAConfig
+from lma_hf.student.build import build_student
+from lma_hf.student.layer_map import resolve_layer_map
+from lma_hf.surgery.calibrate import calibrate_
+from lma_hf.surgery.swap import swap_activations_
+
+logger = logging.getLogger(__name__)
+
+
+def distill(config):
+    """Distil a student from a fine-tuned teacher; the best student lands in config.output_dir.
+
+    Args: config: a `DistillConfig`.
+    Returns: what results.json holds.
+    """
+    activation = activation_settings(config)
+    run = TrainingRun(config, "distill")
+    splits, task = load_data(config, with_train=True, seed=config.seed)
+    tokenizer, teacher = run.load(config.teacher, "teacher")
+    layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
+    mapping = labels_of_teacher(teacher, task, config)
+    tokenized = run.tokenize(splits, task, tokenizer, mapping)
+    evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
+    teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
+    batches = list(islice(run.train_loader(tokenized[task.train_split], tokenizer), config.calibration_batches))
+    student, calibration = make_student(teacher, activation, batches, config)
+    objective = make_objective(teacher, student, layer_map, config, run.accelerator)
+    records = {
+        "activation": {"name": activation.name, **asdict(activation)},
+        "layer_map": layer_map,
+        "teacher": {"name": config.teacher, "metrics": teacher_scores},
+        "calibration": calibration and asdict(calibration),
+    }
+    return run.train(student, tokenizer, objective, tokenized, evaluator, records)
+
+
+def activation_settings(config):
+    """The student's activation as a settings object. Raises: ConfigError if a value is not allowed."""
+    try:
+        if config.activation != "lma":
+            return BaselineConfig(config.activation, config.num_segments)
+        names = ("num_segments", "range_sigmas", "statistics", "init", "continuous", "per_channel")
+        return LMAConfig(**{name: getattr(config, name) for name in names})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def labels_of_teacher(teacher, task, config):
+    """Dataset label -> teacher label, None for regression; the student inherits the teacher's labels."""
+    if not task.is_regression:
+        names = label_names_of(teacher)
+        check_same_labels(task.label_names, names, names)
+    return labels_of_model(teacher, task, config.dataset, config.teacher)
+
+
+def check_teacher(teacher, evaluator, tokenized, config):
+    """The teacher's scores. Raises: DataError if it is no better than always answering the most common class.
+
+    Such a teacher is usually one whose labels are swapped, or one that was trained for another task.
+    """
+    task, split = evaluator.task, evaluator.task.validation_splits[0]
+    scores = evaluator(teacher)
+    floor = 0.0 if task.is_regression else majority_score(task, np.asarray(tokenized[split]["labels"]))
+    if evaluator.score(scores) <= floor:
+        message = (
+            f"teacher {config.teacher} reaches {task.best_metric} {evaluator.score(scores):.4f} on {split}, no better "
+            f"than the {floor:.4f} of always answering the most common class"
+        )
+        if not config.allow_weak_teacher:
+            raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher")
+        logger.warning("%s; going on as allow_weak_teacher is set", message)
+    return scores
+
+
+def majority_score(task, labels):
+    """The task's best metric for always answering the most common class."""
+    counts = np.bincount(labels, minlength=task.num_labels)
+    constant = np.tile(counts == counts.max(), (len(labels), 1)).astype(np.float32)
+    return compute_metrics(task, constant, labels)[task.best_metric]
+
+
+def make_student(teacher, activation, batches, config):
+    """(student, CalibrationReport of an LMA student or None)."""
+    student = build_student(
+        teacher,
+        config.num_layers,
+        config.resolved_layer_map,
+        activation=None,
+        intermediate_size=config.intermediate_size,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        calibration_batches=batches,
+    )
+    logger.info("%s", swap_activations_(student, activation))
+    calibration = calibrate_(student, batches) if activation.name == "lma" else None
+    logger.info("%s", calibration)
+    return student, calibration
+
+
+def make_objective(teacher, student, layer_map, config, accelerator):
+    """The `DistillationObjective` that the config describes, on this process's device."""
+    return DistillationObjective(
+        Teacher(teacher, accelerator.autocast),
+        temperature=config.temperature,
+        task_loss_weight=config.task_loss_weight,
+        distill_loss_weight=config.distill_loss_weight,
+        hidden_loss_weight=config.hidden_loss_weight,
+        layer_map=layer_map,
+        student_hidden_size=student.config.hidden_size,
+        teacher_hidden_size=teacher.config.hidden_size,
+    ).to(accelerator.device)

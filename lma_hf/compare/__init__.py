@@ -1,0 +1,1 @@
+"""Studies over activations and seeds: profiling, statistics, tables and plots."""

@@ -1,0 +1,1 @@
+"""GLUE and custom datasets: the task table, loading, label alignment, batching and metrics."""

@@ -1,0 +1,75 @@
+"""Tokenized splits and the batches made from them."""
+
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, DatasetDict
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from lma_hf.data.glue import Task
+from lma_hf.data.progress import no_progress_bars
+from lma_hf.errors import DataError
+
+MIN_MAX_LENGTH = 8
+# transformers marks "no limit known" by a huge model_max_length (1e30).
+NO_LIMIT = 1_000_000
+
+
+def tokenize_splits(
+    splits: DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> DatasetDict:
+    """Replaces the text columns by what the tokenizer makes of them, truncated but not padded.
+
+    Args:
+        splits: as `lma_hf.data.sources.load_splits` returns them.
+        max_length: in tokens, special ones included; the longer text of a pair is cut first.
+    Returns: in-memory splits with "labels", "input_ids" and the tokenizer's other inputs.
+    Raises: DataError where max_length is below 8 or above the tokenizer's limit.
+    """
+    limit = tokenizer.model_max_length if tokenizer.model_max_length < NO_LIMIT else NO_LIMIT
+    if not MIN_MAX_LENGTH <= max_length <= limit:
+        raise DataError(f"max_length is {max_length}; allowed for this tokenizer: {MIN_MAX_LENGTH} to {limit}")
+
+    def tokenize(batch: dict) -> dict:
+        texts = [batch[column] for column in task.text_columns]
+        return dict(tokenizer(*texts, truncation=True, max_length=max_length))
+
+    with no_progress_bars():
+        tokenized = splits.map(
+            tokenize,
+            batched=True,
+            remove_columns=list(task.text_columns),
+            keep_in_memory=True,
+            load_from_cache_file=False,
+        )
+    return tokenized.rename_column("label", "labels")
+
+
+def make_dataloader(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int,
+    total_batch_size: int | None = None,
+    pad_to_multiple_of: int | None = 8,
+) -> DataLoader:
+    """Batches of a tokenized split, each padded to its own longest row.
+
+    Args:
+        batch_size: rows per process.
+        shuffle: False keeps the dataset's order. True draws batches of similar lengths in a random order that
+            `seed` fixes; every pass over the loader continues with another order.
+        total_batch_size: rows over all processes and accumulation steps, `batch_size` by default; lengths are
+            grouped by it, so that any number of processes sees the same global batches.
+        pad_to_multiple_of: row lengths are rounded up to it, for tensor cores.
+    """
+    sampler = None
+    if shuffle:
+        lengths = pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_pylist()
+        generator = torch.Generator().manual_seed(seed)
+        sampler = LengthGroupedSampler(total_batch_size or batch_size, lengths=lengths, generator=generator)
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collator)

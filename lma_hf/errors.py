@@ -1,0 +1,48 @@
+"""Every error that lma_hf raises on purpose. Each message is one line: what is wrong, the value seen, what is
+allowed, what to do. `exit_code` is what the commands return: 2 for misuse, 1 when the run itself failed."""
+
+
+class LmaHfError(Exception):
+    """Base of all deliberate errors."""
+
+    exit_code = 2
+
+
+class ConfigError(LmaHfError, ValueError):
+    """A configuration file, flag or argument that cannot be used."""
+
+
+class DataError(LmaHfError, ValueError):
+    """A dataset, split, column or label that cannot be used."""
+
+
+class LabelMismatchError(DataError):
+    """Dataset, teacher and student do not speak of the same labels."""
+
+
+class SurgeryError(LmaHfError, ValueError):
+    """An activation swap, restore or calibration that is not possible."""
+
+
+class StudentError(LmaHfError, ValueError):
+    """A student that cannot be built from this teacher."""
+
+
+class OutputDirError(LmaHfError, ValueError):
+    """An output folder that holds something we must not overwrite."""
+
+
+class MissingDependencyError(LmaHfError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class DownloadError(LmaHfError, RuntimeError):
+    """Something needed from the network could not be had."""
+
+    exit_code = 1
+
+
+class TrainingError(LmaHfError, RuntimeError):
+    """The run itself failed, for example because the loss became NaN."""
+
+    exit_code = 1

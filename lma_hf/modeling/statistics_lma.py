@@ -1,0 +1,74 @@
+"""Mean and standard deviation of pre-activations: real tokens only, over the global batch, in float32."""
+
+import torch
+import torch.distributed as dist
+
+
+def token_statistics(x, mask=None, per_channel=False):
+    """Count, mean and sum of squared deviations of `x` over its real tokens.
+
+    Args:
+        x: of shape (..., channels).
+        mask: of shape x.shape[:-1], nonzero at real tokens; None counts every row.
+        per_channel: one statistic a channel instead of one in all.
+    Returns: (count, mean, m2), each of shape (channels,) if `per_channel`, else (); at least float32.
+    Raises: ValueError if the mask does not fit.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    weight = None if mask is None else _row_weights(x, mask).to(rows.dtype)
+    count = rows.new_tensor(rows.shape[0]) if weight is None else weight.sum()
+
+    # autocast would turn the products below into bfloat16
+    with torch.autocast(rows.device.type, enabled=False):
+        total = _column_sums(rows, weight)
+        if per_channel:
+            count = count.expand_as(total)
+        else:
+            total, count = total.sum(), count * rows.shape[1]
+        mean = total / count.clamp_min(1)
+        m2 = _column_sums((rows - mean).square_(), weight)
+    return count, mean, m2 if per_channel else m2.sum()
+
+
+def _row_weights(x, mask):
+    if mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"LMA needs an attention mask of shape {tuple(x.shape[:-1])} (batch, length), got {tuple(mask.shape)}; "
+            "pass the tokenizer's 2-D mask and leave chunk_size_feed_forward at 0"
+        )
+    return (mask != 0).reshape(-1)
+
+
+def _column_sums(rows, weight):
+    return rows.sum(0) if weight is None else weight @ rows
+
+
+def merge_statistics(counts, means, m2s):
+    """Statistics of the union of several samples (Chan et al. 1983, parallel variance).
+
+    Args: counts, means, m2s: stacked along dimension 0, one entry a sample.
+    Returns: (count, mean, m2) of the union.
+    """
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count.clamp_min(1)
+    m2 = (m2s + counts * (means - mean).square()).sum(0)
+    return count, mean, m2
+
+
+def global_statistics(count, mean, m2):
+    """The statistics of the global batch: merged over all processes of the default group, if there are several.
+
+    Every process must call this the same number of times; LMA does so in training only.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return count, mean, m2
+    mine = torch.stack([count, mean, m2])
+    everyone = mine.new_empty(dist.get_world_size(), *mine.shape)
+    dist.all_gather_into_tensor(everyone, mine)
+    return merge_statistics(*everyone.unbind(1))
+
+
+def to_std(count, m2):
+    """Population standard deviation from a count and a sum of squared deviations."""
+    return (m2 / count.clamp_min(1)).sqrt()

@@ -1,0 +1,1 @@
+"""Building a shallow (and, if wanted, narrower) student from a teacher."""

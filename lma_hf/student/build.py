@@ -1,0 +1,136 @@
+"""Student construction: shape, weights copied from the teacher, activation."""
+
+import copy
+
+import torch
+
+from lma_hf.errors import StudentError
+from lma_hf.modeling.configuration_lma import LMAConfig, resolve_activation
+from lma_hf.modeling.modeling_lma import forget_swap
+from lma_hf.student.layer_map import resolve_layer_map
+from lma_hf.student.prune import keep_units, unit_importance
+from lma_hf.surgery.calibrate import calibrate_
+from lma_hf.surgery.swap import swap_activations_
+from lma_hf.surgery.targets import base_prefix, layer_lists, layout_of
+
+
+def build_student(
+    teacher,
+    num_layers=3,
+    layer_map="uniform",
+    activation=LMAConfig(),  # noqa: B008 - frozen
+    *,
+    intermediate_size=None,
+    hidden_size=None,
+    num_attention_heads=None,
+    calibration_batches=None,
+):
+    """A student of the teacher's class with fewer layers and, if wanted, narrower FFNs.
+
+    Layers are copied from the teacher layers that `layer_map` names; embeddings, pooler and head are copied. Label
+    names, problem type and all else in the config survive. With `hidden_size` or `num_attention_heads` the student
+    is freshly initialised instead, embeddings included.
+
+    Args:
+        teacher: a transformers model of a supported architecture.
+        num_layers, layer_map: see `resolve_layer_map`.
+        activation: LMAConfig, BaselineConfig or a name; None keeps the teacher's.
+        intermediate_size: FFN width; the teacher's most important units are kept (`unit_importance`).
+        calibration_batches: model inputs, for the importance and for `calibrate_` of an LMA. Without them an LMA
+            student still has to be calibrated before use.
+    Returns: the student, in eval mode, on the teacher's device.
+    Raises: StudentError for a request that the teacher cannot meet.
+    """
+    layers = resolve_layer_map(layer_map, num_layers, teacher.config.num_hidden_layers)
+    from_scratch = hidden_size is not None or num_attention_heads is not None
+    config = _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads)
+    batches = None if calibration_batches is None else list(calibration_batches)
+    student = type(teacher)(config).to(device=teacher.device, dtype=teacher.dtype).eval()
+    if not from_scratch:
+        _copy_weights(teacher, student, layers, _units_to_keep(teacher, student, batches))
+    if activation is not None:
+        swap_activations_(student, activation)
+        if batches and resolve_activation(activation).name == "lma":
+            calibrate_(student, batches)
+    return student
+
+
+def intermediate_size_key(config):
+    """The config attribute that holds the FFN width (DistilBERT calls it hidden_dim)."""
+    return "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim"
+
+
+def _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads):
+    config = copy.deepcopy(teacher.config)
+    forget_swap(config)
+    width_key = intermediate_size_key(config)
+    old_hidden, old_width = config.hidden_size, getattr(config, width_key)
+    if hidden_size is not None:
+        config.hidden_size = _positive("hidden_size", hidden_size)
+    if num_attention_heads is not None:
+        config.num_attention_heads = _positive("num_attention_heads", num_attention_heads)
+    _check_heads(config.hidden_size, config.num_attention_heads)
+    if intermediate_size is None:
+        intermediate_size = old_width * config.hidden_size // old_hidden
+    elif hidden_size is None and num_attention_heads is None and not 1 <= intermediate_size <= old_width:
+        raise StudentError(f"intermediate_size is {intermediate_size!r}, allowed are 1 to {old_width}, the teacher's")
+    setattr(config, width_key, _positive("intermediate_size", intermediate_size))
+    config.num_hidden_layers = num_layers
+    return config
+
+
+def _positive(key, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise StudentError(f"{key} is {value!r}, allowed are whole numbers from 1")
+    return value
+
+
+def _check_heads(hidden_size, heads):
+    if hidden_size % heads:
+        allowed = [n for n in range(1, min(hidden_size, 64) + 1) if hidden_size % n == 0]
+        raise StudentError(
+            f"hidden_size {hidden_size} is not divisible by num_attention_heads {heads}; allowed for it are "
+            + ", ".join(map(str, allowed))
+        )
+
+
+def _units_to_keep(teacher, student, batches):
+    """Activation fqn in the teacher -> units to keep, or None where the FFN keeps its width."""
+    key = intermediate_size_key(teacher.config)
+    width = getattr(student.config, key)
+    if width == getattr(teacher.config, key):
+        return None
+    if not batches:
+        raise StudentError(
+            f"intermediate_size {width} below the teacher's {getattr(teacher.config, key)} needs calibration_batches "
+            "to find the most important units; none were given"
+        )
+    return {name: keep_units(score, width) for name, score in unit_importance(teacher, batches).items()}
+
+
+@torch.no_grad()
+def _copy_weights(teacher, student, layers, units):
+    """Copy embeddings, pooler and head as they are, and every layer from the teacher layer it is mapped to."""
+    lists = layer_lists(student)
+    in_layers = tuple(f"{base_prefix(student)}{name}." for name in lists)
+    rest = {name: value for name, value in teacher.state_dict().items() if not name.startswith(in_layers)}
+    student.load_state_dict(rest, strict=False)
+    for name in lists:
+        targets = student.base_model.get_submodule(name)
+        sources = layers if not layout_of(student).shared else range(len(targets))
+        for target, index in zip(targets, sources, strict=True):
+            origin = f"{name}.{index}"
+            target.load_state_dict(_layer_weights(teacher, origin, units))
+
+
+def _layer_weights(teacher, origin, units):
+    """Weights of one teacher layer without its activation's, narrowed to the units that are kept."""
+    layout = layout_of(teacher)
+    state = teacher.base_model.get_submodule(origin).state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith(f"{layout.activation}.")}
+    if units is not None:
+        kept = units[f"{origin}.{layout.activation}"]
+        for name in (f"{layout.up}.weight", f"{layout.up}.bias"):
+            state[name] = state[name][kept]
+        state[f"{layout.down}.weight"] = state[f"{layout.down}.weight"][:, kept]
+    return state

@@ -1,0 +1,157 @@
+"""What a run can be told: one dataclass a command. YAML files and flags carry the same names."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lma_hf.errors import ConfigError
+
+
+def option(default, text):
+    """A dataclass field with a default and a help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Which task and data a command works on."""
+
+    task_name: str | None = option(None, "GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli); unset: own data")
+    dataset: str = option("nyu-mll/glue", "hub id, or folder with <task>/<split>.parquet|csv|tsv|jsonl")
+    text_columns: list[str] | None = option(None, "own data: the text column, or the two of a sentence pair")
+    label_column: str = option("label", "own data: column of the label")
+    label_names: list[str] | None = option(None, "own data: class names in id order; unset: taken from the data")
+    is_regression: bool = option(False, "own data: the label is a number")
+    train_split: str | None = option(None, "name of the training split, where it differs from the task's")
+    validation_split: str | None = option(None, "name of the validation split, where it differs from the task's")
+    max_length: int = option(128, "longest input in tokens; longer ones are truncated")
+    max_train_samples: int | None = option(None, "train on a random subset of so many rows")
+    max_eval_samples: int | None = option(None, "evaluate on a random subset of so many rows")
+    per_device_eval_batch_size: int = option(64, "rows of an evaluation batch, on each device")
+
+    def __post_init__(self):
+        if self.task_name is None and not self.text_columns:
+            raise ConfigError("neither task_name nor text_columns is set; name a GLUE task or your data's columns")
+        if self.task_name is not None and (self.text_columns or self.label_names or self.is_regression):
+            raise ConfigError(
+                f"task_name is {self.task_name!r}, so text_columns, label_names and is_regression are known; drop them"
+            )
+        check_positive(self, "per_device_eval_batch_size", "max_train_samples", "max_eval_samples")
+
+
+@dataclass(kw_only=True)
+class TrainConfig(DataConfig):
+    """How a model is trained; common to `teach` and `distill`."""
+
+    output_dir: str = field(metadata={"help": "folder for the model and the run's records"})
+    overwrite_output_dir: bool = option(False, "delete what output_dir holds")
+    num_train_epochs: int = option(3, "passes over the training rows")
+    max_steps: int | None = option(None, "stop after so many optimizer steps")
+    per_device_train_batch_size: int = option(32, "rows of a training batch, on each device")
+    gradient_accumulation_steps: int = option(1, "batches that make one optimizer step")
+    learning_rate: float = option(5e-5, "peak learning rate of the weights")
+    activation_learning_rate: float = option(5e-3, "peak learning rate of activation parameters (no weight decay)")
+    weight_decay: float = option(0.01, "AdamW weight decay; not on biases, norms and activations")
+    lr_scheduler_type: Literal["linear", "cosine"] = option("linear", "decay after the warm-up")
+    warmup_ratio: float = option(0.1, "share of the steps that warm the learning rate up")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: no clipping")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; unset: accelerate's setting")
+    gradient_checkpointing: bool = option(False, "trade time for memory")
+    freeze_embeddings: bool = option(False, "do not train the word embeddings (faster on CPU)")
+    eval_steps: int | None = option(None, "evaluate every so many steps; unset: after every epoch")
+    early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better score")
+    logging_steps: int = option(20, "steps between two lines in metrics.jsonl")
+    report_to: list[str] = option([], "Accelerate trackers, for example tensorboard or wandb")
+    seed: int = option(42, "seed of weights, dropout and data order")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(
+            self,
+            *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            *("eval_steps", "early_stopping_patience", "logging_steps"),
+        )
+        check_not_negative(self, "learning_rate", "activation_learning_rate", "weight_decay", "max_grad_norm")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"warmup_ratio is {self.warmup_ratio}, allowed are 0 up to but not including 1")
+
+
+@dataclass(kw_only=True)
+class TeachConfig(TrainConfig):
+    """Fine-tune a teacher."""
+
+    model_name_or_path: str = field(metadata={"help": "pretrained model: hub id or folder"})
+
+
+@dataclass(kw_only=True)
+class DistillConfig(TrainConfig):
+    """Distil a shallow student from a fine-tuned teacher."""
+
+    teacher: str = field(metadata={"help": "fine-tuned teacher: hub id or folder"})
+    num_layers: int = option(3, "layers of the student")
+    layer_map: list[str] = option(["uniform"], "uniform, first, last, or one teacher layer (from 0) a student layer")
+    intermediate_size: int | None = option(None, "FFN width; the teacher's most important units are kept")
+    hidden_size: int | None = option(None, "width of a student that is trained from scratch")
+    num_attention_heads: int | None = option(None, "heads of a student that is trained from scratch")
+    activation: str = option("lma", "FFN activation of the student: lma relu gelu prelu swish aplu")
+    num_segments: int = option(8, "pieces of an LMA, hinges of an APLU")
+    range_sigmas: float = option(3.0, "LMA: segments span so many deviations to each side of the mean")
+    statistics: Literal["batch", "running", "frozen"] = option("running", "LMA: what places the segments in training")
+    init: Literal["relu", "fit"] = option("fit", "LMA: start as a ReLU, or fitted to the teacher's activation")
+    continuous: bool = option(False, "LMA: neighbouring pieces meet")
+    per_channel: bool = option(True, "LMA: own pieces for every unit")
+    calibration_batches: int = option(8, "training batches that place the segments and rank the FFN units")
+    temperature: float = option(2.0, "softens the teacher's and the student's logits")
+    task_loss_weight: float = option(0.3, "weight of the loss against the labels")
+    distill_loss_weight: float = option(0.7, "weight of the loss against the teacher's logits")
+    hidden_loss_weight: float = option(0.0, "weight of the hidden-state loss along the layer map")
+    allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
+    learning_rate: float = option(3e-4, "peak learning rate of the weights")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "calibration_batches", "temperature")
+        check_not_negative(self, "task_loss_weight", "distill_loss_weight", "hidden_loss_weight")
+        if not self.task_loss_weight + self.distill_loss_weight + self.hidden_loss_weight > 0:
+            raise ConfigError("all loss weights are 0; give one of them a weight above 0")
+
+    @property
+    def resolved_layer_map(self):
+        """The layer map as `build_student` takes it: a name, or a list of ints."""
+        if all(part.isdigit() for part in self.layer_map):
+            return [int(part) for part in self.layer_map]
+        return self.layer_map[0] if len(self.layer_map) == 1 else self.layer_map
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(DataConfig):
+    """Evaluate a saved model."""
+
+    model_dir: str = field(metadata={"help": "saved model: folder or hub id"})
+    output_file: str | None = option(None, "also write the results as JSON here")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; unset: accelerate's setting")
+
+
+@dataclass(kw_only=True)
+class QuickstartConfig:
+    """The first run: a distilled LMA student on movie reviews."""
+
+    output_dir: str = option("runs/quickstart", "folder for teacher, students and results")
+    overwrite_output_dir: bool = option(False, "delete what output_dir holds")
+
+
+def check_positive(config, *keys):
+    """Raises: ConfigError if a value that is set is not above 0."""
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{key} is {value}, allowed are numbers above 0")
+
+
+def check_not_negative(config, *keys):
+    """Raises: ConfigError if a value is below 0 or NaN."""
+    for key in keys:
+        value = getattr(config, key)
+        if not value >= 0:
+            raise ConfigError(f"{key} is {value}, allowed are 0 and numbers above")
