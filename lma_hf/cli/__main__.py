@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 
 from transformers.utils import logging as transformers_logging
@@ -25,14 +26,21 @@ USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(
 def main(argv=None):
     """Run one verb. Returns: exit code; 2 on misuse, 1 when the run itself failed."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_down()
     try:
         return _run(argv)
     except LmaHfError as error:
         print(f"lma-hf: error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def quiet_down():
+    """Our own log on the main process only, and of other packages only what is wrong."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("lma_hf").setLevel(logging.INFO if is_main_process else logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def _run(argv):

@@ -37,7 +37,9 @@ def distill(config):
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
     teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
-    batches = list(islice(run.train_loader(tokenized[task.train_split], tokenizer), config.calibration_batches))
+    # global batches, so that the number of processes does not matter
+    loader = run.train_loader(tokenized[task.train_split], tokenizer, run.total_batch_size)
+    batches = list(islice(loader, config.calibration_batches))
     student, calibration = make_student(teacher, activation, batches, config)
     objective = make_objective(teacher, student, layer_map, config, run.accelerator)
     records = {

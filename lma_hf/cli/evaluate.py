@@ -1,5 +1,7 @@
 """`lma-hf evaluate`: score a saved model."""
 
+from accelerate import PartialState
+
 from lma_hf.cli.run import Evaluator, label_names_of, load_data, load_tokenizer_and_model, make_accelerator
 from lma_hf.compare.profiling import print_table
 from lma_hf.data.collate import tokenize_splits
@@ -18,16 +20,21 @@ def evaluate(config, task=None, **options):
     """
     if not isinstance(config, EvaluateConfig):
         config = EvaluateConfig(model_dir=str(config), task_name=task, **options)
+    results = score_saved_model(config)
+    if PartialState().is_main_process:
+        _report(config, results)
+    return results
+
+
+def score_saved_model(config):
+    """Split -> metric -> value in [-1, 1] of the model that an `EvaluateConfig` names."""
     accelerator = make_accelerator(config)
     splits, task = load_data(config, with_train=False)
     tokenizer, model = load_tokenizer_and_model(config.model_dir, "model")
     mapping = labels_of_model(model, task, config.dataset, config.model_dir)
     tokenized = tokenize_splits(splits, task, tokenizer, config.max_length)
     evaluator = Evaluator(tokenized, task, tokenizer, mapping, config, accelerator)
-    results = evaluator(model.to(accelerator.device))
-    if accelerator.is_main_process:
-        _report(config, results)
-    return results
+    return evaluator(model.to(accelerator.device))
 
 
 def labels_of_model(model, task, dataset, name):

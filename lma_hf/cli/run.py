@@ -1,8 +1,11 @@
 """What the commands share: task, data, model loading, evaluation, and the run's records on disk."""
 
 import dataclasses
+import logging
+import os
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from datasets import DatasetDict
@@ -10,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
-from lma_hf.data.collate import make_dataloader, tokenize_splits
+from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
 from lma_hf.data.glue import custom_task, get_task
 from lma_hf.data.labels import align_labels
 from lma_hf.data.metrics import compute_metrics
@@ -21,6 +24,7 @@ from lma_hf.training.checkpoint import append_json_line, check_output_dir, claim
 from lma_hf.training.prediction import predict
 from lma_hf.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
 RUN_CONFIG = "run_config.yaml"
 RESULTS = "results.json"
 
@@ -76,11 +80,24 @@ def label_names_of(model):
 def make_accelerator(config, **kwargs):
     """An Accelerator for a config with mixed_precision. Raises: ConfigError if this machine cannot do it."""
     # LMA's statistics are those of the global batch on every process, so DDP has no buffers to broadcast
+    warn_of_single_process()
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # accelerate joins several CPU processes only when told that it is the CPU
+    cpu = not torch.accelerator.is_available()
     try:
-        return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[ddp], **kwargs)
+        return Accelerator(cpu=cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[ddp], **kwargs)
     except ValueError as error:
         raise ConfigError(f"mixed_precision {config.mixed_precision!r}: {error}") from error
+
+
+def warn_of_single_process():
+    """Say so when `accelerate launch --cpu --num_processes N` has started one process (it needs MPI for more)."""
+    launched_for_several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ
+    if launched_for_several and "RANK" not in os.environ:
+        logger.warning(
+            "accelerate launch --cpu has started one process, as it does without an MPI host file; for N processes "
+            "use: torchrun --nproc_per_node N -m lma_hf.cli ..."
+        )
 
 
 class Evaluator:
@@ -94,9 +111,8 @@ class Evaluator:
         self.loaders = {}
         for split in task.validation_splits:
             if split in tokenized:
-                loader = make_dataloader(
-                    tokenized[split], tokenizer, config.per_device_eval_batch_size, shuffle=False, seed=0
-                )
+                rows = sort_by_length(tokenized[split])
+                loader = make_dataloader(rows, tokenizer, config.per_device_eval_batch_size, shuffle=False, seed=0)
                 self.loaders[split] = accelerator.prepare(loader)
 
     def __call__(self, model):
@@ -143,19 +159,21 @@ class TrainingRun:
         """The `Evaluator` of this run's validation splits."""
         return Evaluator(tokenized, task, tokenizer, mapping, self.config, self.accelerator)
 
-    def train_loader(self, tokenized, tokenizer):
-        """Length-grouped batches, the same global batches on any number of processes."""
+    @property
+    def total_batch_size(self):
+        """Rows of one optimizer step, over all processes."""
         config = self.config
-        total = (
-            config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-        )
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def train_loader(self, tokenized, tokenizer, batch_size):
+        """Length-grouped batches, the same global batches on any number of processes."""
         return make_dataloader(
             tokenized,
             tokenizer,
-            config.per_device_train_batch_size,
+            batch_size,
             shuffle=True,
-            seed=config.seed,
-            total_batch_size=total,
+            seed=self.config.seed,
+            total_batch_size=self.total_batch_size,
         )
 
     def train(self, model, tokenizer, objective, tokenized, evaluator, records):
@@ -165,6 +183,8 @@ class TrainingRun:
         Returns: the results.
         """
         task = evaluator.task
+        if self.config.gradient_checkpointing and not model.supports_gradient_checkpointing:
+            raise ConfigError(f"gradient_checkpointing is true, but {type(model).__name__} has none; drop it")
         if self.config.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         self._open_records()
@@ -183,7 +203,7 @@ class TrainingRun:
         trainer = Trainer(
             model,
             objective,
-            self.train_loader(tokenized[task.train_split], tokenizer),
+            self.train_loader(tokenized[task.train_split], tokenizer, self.config.per_device_train_batch_size),
             evaluate=evaluate,
             save_best=save_best,
             log=self._log,

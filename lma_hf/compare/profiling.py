@@ -5,8 +5,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.text import Text
 from torch import nn
 
 from lma_hf.errors import ConfigError, DataError
+from lma_hf.surgery.eval_mode import eval_mode
 
 REPORTED_PACKAGES = ("lma_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 MIN_TABLE_WIDTH = 100
@@ -59,26 +59,13 @@ def measure_latency(
     if repeats < 1:
         raise ConfigError(f"repeats is {repeats}, must be at least 1; the default is 20")
     latency_ms: dict[str, dict[int, float]] = {name: {} for name in models}
-    with _eval_mode(models.values()), torch.inference_mode():
+    with eval_mode(*models.values()), torch.inference_mode():
         for batch_size in batch_sizes:
             batch = make_batch(batch_size)
             times = [{name: _time_ms(models[name], batch) for name in models} for _ in range(warmup + repeats)]
             for name in models:
                 latency_ms[name][batch_size] = statistics.median(turn[name] for turn in times[warmup:])
     return latency_ms
-
-
-@contextmanager
-def _eval_mode(models: Iterable[nn.Module]) -> Iterator[None]:
-    # Module by module: a frozen part may be in eval mode while the rest trains.
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _time_ms(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> float:

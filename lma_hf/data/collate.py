@@ -46,6 +46,16 @@ def tokenize_splits(
     return tokenized.rename_column("label", "labels")
 
 
+def sort_by_length(dataset: Dataset) -> Dataset:
+    """The tokenized rows, longest first, so that batches hold rows of similar lengths."""
+    order = sorted(range(len(dataset)), key=_lengths(dataset).__getitem__, reverse=True)
+    return dataset.select(order, keep_in_memory=True)
+
+
+def _lengths(dataset: Dataset) -> list[int]:
+    return pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_pylist()
+
+
 def make_dataloader(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -68,8 +78,7 @@ def make_dataloader(
     """
     sampler = None
     if shuffle:
-        lengths = pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_pylist()
         generator = torch.Generator().manual_seed(seed)
-        sampler = LengthGroupedSampler(total_batch_size or batch_size, lengths=lengths, generator=generator)
+        sampler = LengthGroupedSampler(total_batch_size or batch_size, lengths=_lengths(dataset), generator=generator)
     collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collator)

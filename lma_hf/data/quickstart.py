@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from lma_hf.data.progress import no_progress_bars
 from lma_hf.errors import ConfigError, DataError, DownloadError
 
 logger = logging.getLogger(__name__)
@@ -194,8 +195,9 @@ def load_reviews(path: Path) -> DatasetDict:
 def write_reviews(splits: DatasetDict, folder: Path) -> None:
     """Write each split as <folder>/<split>.parquet, the form in which a local folder is loaded as a dataset."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        split.to_parquet(folder / f"{name}.parquet")
+    with no_progress_bars():
+        for name, split in splits.items():
+            split.to_parquet(folder / f"{name}.parquet")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -40,14 +40,13 @@ class _APLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, slope, hinge = ctx.saved_tensors
-        leading = tuple(range(x.dim() - 1))
         factor = (x > 0).to(slope.dtype)
         grad_slope, grad_hinge = torch.empty_like(slope), torch.empty_like(hinge)
         for i, (a, b) in enumerate(zip(slope, hinge, strict=True)):
             below = x < b
             factor -= a * below
-            grad_slope[i] = (grad * (b - x) * below).sum(leading)
-            grad_hinge[i] = (grad * a * below).sum(leading)
+            grad_slope[i] = (grad * (b - x) * below).sum_to_size(b.shape)
+            grad_hinge[i] = (grad * a * below).sum_to_size(b.shape)
         return (grad * factor).to(x.dtype), grad_slope, grad_hinge
 
 

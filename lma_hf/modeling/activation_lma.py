@@ -1,5 +1,6 @@
 """Light Multi-segment Activation (Xu et al., AAAI 2020, arXiv 1907.06870): the function and the module."""
 
+import math
 from collections import deque
 from dataclasses import asdict
 
@@ -25,7 +26,7 @@ def _table_index(x, lower, step, table):
     index = segment_index(x, lower, step, num_segments)
     if table.dim() == 2:
         index += torch.arange(0, table.numel(), num_segments, dtype=torch.int32, device=x.device)
-    return index.view(-1)
+    return index.reshape(-1)
 
 
 def _look_up(table, index, shape):
@@ -209,7 +210,7 @@ class LMA(nn.Module):
                 torch.where(first, batch_mean, self.running_mean),
                 torch.where(first, batch_std, self.running_std),
             )
-        self._recent_bounds.append((_fingerprint(x), *used))
+        self._recent_bounds.append([_fingerprint(x), *used, False])
         self._update_running(batch_mean, batch_std)
         return used
 
@@ -217,16 +218,21 @@ class LMA(nn.Module):
     def _batch_statistics(self, x):
         mask = self.token_mask.value if self.token_mask is not None else None
         count, mean, m2 = global_statistics(*token_statistics(x, mask, self.settings.per_channel))
-        return mean, to_std(count, m2)
+        # a batch without a real token says nothing
+        empty = count == 0
+        return torch.where(empty, self.running_mean, mean), torch.where(empty, self.running_std, to_std(count, m2))
 
     @torch.no_grad()
     def _update_running(self, mean, std):
         """Exponential moving average with Adam's bias correction, so that the first updates are not pulled to 0."""
         self.num_batches_tracked += 1
-        momentum = self.settings.momentum
-        weight = momentum / (1 - (1 - momentum) ** self.num_batches_tracked.to(self.running_mean.dtype))
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-        self.running_std.lerp_(std.to(self.running_std.dtype), weight)
+        momentum, dtype = self.settings.momentum, self.running_mean.dtype
+        log_decay = math.log1p(-momentum) if momentum < 1 else -math.inf
+        # expm1 keeps the digits that 1 - decay ** n loses, so that the first weight is 1
+        updates = self.num_batches_tracked.to(torch.promote_types(dtype, torch.float32))
+        weight = (momentum / -torch.expm1(updates * log_decay)).to(dtype)
+        self.running_mean.lerp_(mean.to(dtype), weight)
+        self.running_std.lerp_(std.to(dtype), weight)
 
     def _recall(self, x):
         """Statistics of the forward pass that gradient checkpointing is running again, found by its input."""
@@ -234,8 +240,10 @@ class LMA(nn.Module):
             raise RuntimeError("LMA runs inside a backward pass without a forward pass before it")
         mine = _fingerprint(x)
         candidates = [entry for entry in self._recent_bounds if entry[0].shape == mine.shape]
-        _, mean, std = min(reversed(candidates), key=lambda entry: (entry[0] - mine).abs().sum().item())
-        return mean, std
+        # backward goes from the last pass to the first, so equal inputs are told apart by what was recalled before
+        best = min(reversed(candidates), key=lambda entry: ((entry[0] - mine).abs().sum().item(), entry[3]))
+        best[3] = True
+        return best[1], best[2]
 
     def extra_repr(self):
         return ", ".join(f"{key}={value}" for key, value in asdict(self.settings).items())

@@ -1,6 +1,7 @@
 """Settings of a replaced FFN activation: LMA and the baselines it is compared with."""
 
 import difflib
+import math
 from dataclasses import asdict, dataclass
 
 STATISTICS = ("batch", "running", "frozen")
@@ -20,6 +21,10 @@ def _check_choice(key, value, allowed):
 def _check_segments(value):
     if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= MAX_SEGMENTS:
         raise ValueError(f"num_segments is {value!r}, allowed are whole numbers from 2 to {MAX_SEGMENTS}")
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,9 @@ class LMAConfig:
         _check_segments(self.num_segments)
         _check_choice("statistics", self.statistics, STATISTICS)
         _check_choice("init", self.init, INITS)
-        if not self.range_sigmas > 0:
-            raise ValueError(f"range_sigmas is {self.range_sigmas!r}, allowed are numbers above 0")
-        if not 0 < self.momentum <= 1:
+        if not (_is_number(self.range_sigmas) and 0 < self.range_sigmas < math.inf):
+            raise ValueError(f"range_sigmas is {self.range_sigmas!r}, allowed are finite numbers above 0")
+        if not (_is_number(self.momentum) and 0 < self.momentum <= 1):
             raise ValueError(f"momentum is {self.momentum!r}, allowed are numbers above 0 and up to 1")
 
     @property
@@ -65,7 +70,7 @@ class LMAConfig:
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Settings of a baseline activation: relu, gelu, prelu, swish or aplu (which has num_segments - 1 hinges).
+    """Settings of a baseline activation: relu, gelu, prelu, swish or aplu (which has num_segments learnable hinges).
 
     Raises: ValueError if a value is not allowed.
     """

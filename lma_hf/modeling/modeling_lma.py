@@ -93,12 +93,13 @@ def connect(model):
     `model` is the module whose forward takes the attention mask; a plain nn.Module without one is left as it is.
     """
     names = list(inspect.signature(model.forward).parameters)
-    lma_modules = [module for module in model.modules() if isinstance(module, LMA)]
-    if lma_modules and "attention_mask" in names and lma_modules[0].token_mask is None:
+    # modules of a base model inside `model` are connected to that already
+    fresh = [module for module in model.modules() if isinstance(module, LMA) and module.token_mask is None]
+    if fresh and "attention_mask" in names:
         token_mask = TokenMask(names.index("attention_mask"))
         model.register_forward_pre_hook(token_mask.take, with_kwargs=True)
         model.register_forward_hook(token_mask.drop, always_call=True)
-        for module in lma_modules:
+        for module in fresh:
             module.token_mask = token_mask
     if isinstance(model, PreTrainedModel):
         # on the instance: transformers' classes stay untouched
@@ -151,6 +152,12 @@ def read_swap(config):
     values = dict(recorded)
     replaced, modules, num_channels = (values.pop(key) for key in ("replaced", "modules", "num_channels"))
     return RecordedSwap(settings_from_dict(values), replaced, modules, num_channels)
+
+
+def native_activation(config):
+    """The name of an activation that a swap has placed and transformers can build itself, or None."""
+    swap = read_swap(config)
+    return swap.settings.name if swap is not None and swap.settings.name in NATIVE else None
 
 
 def forget_swap(config):

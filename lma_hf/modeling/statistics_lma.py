@@ -64,9 +64,10 @@ def global_statistics(count, mean, m2):
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return count, mean, m2
     mine = torch.stack([count, mean, m2])
-    everyone = mine.new_empty(dist.get_world_size(), *mine.shape)
+    # one after the other along dimension 0: Gloo refuses a stacked output
+    everyone = mine.new_empty(dist.get_world_size() * len(mine), *mine.shape[1:])
     dist.all_gather_into_tensor(everyone, mine)
-    return merge_statistics(*everyone.unbind(1))
+    return merge_statistics(*everyone.unflatten(0, (-1, len(mine))).unbind(1))
 
 
 def to_std(count, m2):

@@ -6,7 +6,7 @@ import torch
 
 from lma_hf.errors import StudentError
 from lma_hf.modeling.configuration_lma import LMAConfig, resolve_activation
-from lma_hf.modeling.modeling_lma import forget_swap
+from lma_hf.modeling.modeling_lma import forget_swap, hidden_act_key, native_activation
 from lma_hf.student.layer_map import resolve_layer_map
 from lma_hf.student.prune import keep_units, unit_importance
 from lma_hf.surgery.calibrate import calibrate_
@@ -33,8 +33,8 @@ def build_student(
 
     Args:
         teacher: a transformers model of a supported architecture.
-        num_layers, layer_map: see `resolve_layer_map`.
-        activation: LMAConfig, BaselineConfig or a name; None keeps the teacher's.
+        num_layers, layer_map: see `resolve_layer_map`. (ALBERT's layers share their weights, whatever the map.)
+        activation: LMAConfig, BaselineConfig or a name; None keeps the teacher's, or what a learnable one replaced.
         intermediate_size: FFN width; the teacher's most important units are kept (`unit_importance`).
         calibration_batches: model inputs, for the importance and for `calibrate_` of an LMA. Without them an LMA
             student still has to be calibrated before use.
@@ -63,6 +63,8 @@ def intermediate_size_key(config):
 def _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads):
     config = copy.deepcopy(teacher.config)
     forget_swap(config)
+    if teacher_activation := native_activation(teacher.config):
+        setattr(config, hidden_act_key(config), teacher_activation)
     width_key = intermediate_size_key(config)
     old_hidden, old_width = config.hidden_size, getattr(config, width_key)
     if hidden_size is not None:
@@ -72,9 +74,10 @@ def _student_config(teacher, num_layers, intermediate_size, hidden_size, num_att
     _check_heads(config.hidden_size, config.num_attention_heads)
     if intermediate_size is None:
         intermediate_size = old_width * config.hidden_size // old_hidden
-    elif hidden_size is None and num_attention_heads is None and not 1 <= intermediate_size <= old_width:
+    _positive("intermediate_size", intermediate_size)
+    if hidden_size is None and num_attention_heads is None and intermediate_size > old_width:
         raise StudentError(f"intermediate_size is {intermediate_size!r}, allowed are 1 to {old_width}, the teacher's")
-    setattr(config, width_key, _positive("intermediate_size", intermediate_size))
+    setattr(config, width_key, intermediate_size)
     config.num_hidden_layers = num_layers
     return config
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from lma_hf.surgery.eval_mode import eval_mode
 from lma_hf.surgery.targets import ffn_sites
 
 
@@ -25,16 +26,15 @@ def unit_importance(model, batches):
             totals[name] = totals.get(name, 0) + score
 
         handles.append(down.register_forward_pre_hook(observe))
-    was_training, tokens = model.training, 0
-    model.eval()
+    tokens = 0
     try:
-        for batch in batches:
-            inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-            mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
-            tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-            model(**inputs)
+        with eval_mode(model):
+            for batch in batches:
+                inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+                mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
+                tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+                model(**inputs)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     return {name: total / max(tokens, 1) for name, total in totals.items()}

@@ -7,7 +7,8 @@ import torch
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.activation_lma import LMA
 from lma_hf.modeling.statistics_lma import merge_statistics, to_std, token_statistics
-from lma_hf.surgery.fit import fit_to_replaced_
+from lma_hf.surgery.eval_mode import eval_mode
+from lma_hf.surgery.fit import check_fit, fit_to_replaced_
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,17 @@ def calibrate_(model, batches):
     batches = [_to_inputs(batch, model) for batch in batches]
     if not batches:
         raise SurgeryError("calibrate_ got no batches; give at least one")
-    was_training = model.training
-    model.eval()
-    try:
+    for fqn, module in modules.items():
+        if module.settings.init == "fit":
+            check_fit(module, fqn)
+    with eval_mode(model):
         original = _collect_statistics(model, modules, batches)
         for fqn, module in modules.items():
             if module.settings.init == "fit":
                 fit_to_replaced_(module, fqn)
             elif module.settings.continuous:
                 module.height.copy_(module.relu_heights())
-        swapped = [_output_of(model(**batch)) for batch in batches]
-    finally:
-        model.train(was_training)
+        swapped = [_output_of(model, batch) for batch in batches]
     return _report(len(modules), original, swapped)
 
 
@@ -73,8 +73,15 @@ def _to_inputs(batch, model):
     return {key: value.to(device) for key, value in batch.items() if key not in ("labels", "label")}
 
 
-def _output_of(output):
-    return (output.logits if hasattr(output, "logits") else output[0]).float()
+def _output_of(model, batch):
+    """The model's logits (or first output): one row a sentence, or a real token where it answers for each token."""
+    output = model(**batch)
+    if not isinstance(output, torch.Tensor):
+        output = output.logits if hasattr(output, "logits") else output[0]
+    if output.dim() == 3:
+        mask = batch.get("attention_mask")
+        output = output.flatten(0, 1) if mask is None else output[mask != 0]
+    return output.float()
 
 
 def _collect_statistics(model, modules, batches):
@@ -88,7 +95,7 @@ def _collect_statistics(model, modules, batches):
 
     handles = [module.register_forward_hook(observe) for module in modules.values()]
     try:
-        outputs = [_output_of(model(**batch)) for batch in batches]
+        outputs = [_output_of(model, batch) for batch in batches]
     finally:
         for handle in handles:
             handle.remove()

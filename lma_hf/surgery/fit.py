@@ -4,7 +4,7 @@ import torch
 
 from lma_hf.errors import SurgeryError
 
-POINTS = 64  # quadrature points a segment; more change the fitted lines by less than 1e-4
+POINTS = 64  # quadrature points a segment; more change the fit by less than 6e-4 deviations (weighted rms)
 TAIL_SIGMAS = 3.0  # how far beyond the range the outermost segments are fitted
 
 
@@ -17,9 +17,7 @@ def fit_to_replaced_(lma_module, fqn):
 
     Raises: SurgeryError if there is nothing to fit to or it is no elementwise function.
     """
-    replaced = lma_module.__dict__.get("replaced")
-    if replaced is None:
-        raise SurgeryError(f'{fqn} replaced no activation, so init="fit" has nothing to fit to; use init="relu"')
+    replaced = check_fit(lma_module, fqn)
     mean, std = lma_module.running_mean.double(), lma_module.running_std.double()
     lower, step = lma_module.bounds(mean, std)
     x, weight = _quadrature(lma_module.settings, mean, std, lower, step)
@@ -30,6 +28,15 @@ def fit_to_replaced_(lma_module, fqn):
     slope, intercept = _fit_lines(x, weight, target)
     lma_module.slope.copy_(slope)
     lma_module.intercept.copy_(intercept)
+
+
+def check_fit(lma_module, fqn):
+    """The activation that the module replaced. Raises: SurgeryError if there is none or it cannot be fitted."""
+    replaced = lma_module.__dict__.get("replaced")
+    if replaced is None:
+        raise SurgeryError(f'{fqn} replaced no activation, so init="fit" has nothing to fit to; use init="relu"')
+    _evaluate(replaced, torch.linspace(-4, 4, 64, dtype=torch.float64).view(8, 8), fqn)
+    return replaced
 
 
 def _quadrature(settings, mean, std, lower, step):
@@ -45,17 +52,20 @@ def _quadrature(settings, mean, std, lower, step):
     midpoints = (torch.arange(POINTS, device=lower.device, dtype=lower.dtype) + 0.5) / POINTS
     x = edges[..., :-1, None] + width * midpoints
     z = (x - mean[..., None, None]) / std.clamp_min(1e-6)[..., None, None]
-    return x, torch.exp(-0.5 * z * z) * width
+    # the floor keeps segments far out in the tails from having no weight at all
+    return x, torch.exp(-0.5 * z * z).clamp_min(1e-12) * width
 
 
 def _evaluate(activation, x, fqn):
     """The activation on the grid, checked to be finite and elementwise."""
     name = type(activation).__name__
+    flat = x.flatten()
     try:
-        y, reversed_y = activation(x), activation(x.flip(-1)).flip(-1)
+        y, every_second_y = activation(x), activation(flat[::2].contiguous())
     except Exception as error:
         raise SurgeryError(f"{fqn} replaced {name}, which cannot be evaluated for the fit: {error}") from error
-    if y.shape != x.shape or not torch.equal(y, reversed_y) or not y.isfinite().all():
+    elementwise = y.shape == x.shape and torch.allclose(y.flatten()[::2], every_second_y, rtol=1e-9, atol=1e-12)
+    if not elementwise or not y.isfinite().all():
         raise SurgeryError(
             f'{fqn} replaced {name}, which is no finite elementwise function, so there is no fit; use init="relu"'
         )

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from lma_hf.errors import SurgeryError
+from lma_hf.modeling.activation_baselines import APLU, Swish
+from lma_hf.modeling.activation_lma import LMA
 from lma_hf.modeling.configuration_lma import resolve_activation
 from lma_hf.modeling.modeling_lma import (
-    LEARNABLE,
     NATIVE,
     build_activation,
     connect,
@@ -79,7 +80,7 @@ def restore_activations_(model):
     if not swapped:
         raise SurgeryError(f"nothing to restore: {type(model).__name__} holds no swapped activation")
     for fqn, module in swapped.items():
-        model.set_submodule(fqn, module.__dict__["replaced"])
+        model.set_submodule(fqn, module.__dict__["replaced"].train(module.training))
     if isinstance(model, PreTrainedModel):
         forget_swap(_own_config(model))
     return SwapReport({fqn: type(module).__name__ for fqn, module in swapped.items()})
@@ -88,7 +89,7 @@ def restore_activations_(model):
 def swapped_modules(model):
     """Fqn -> module of every activation that a swap has placed, in this process or before the model was saved."""
     swap = read_swap(model.config) if isinstance(model, PreTrainedModel) else None
-    if swap is not None and getattr(model.config, hidden_act_key(model.config)) in NATIVE:
+    if swap is not None and swap.settings.name in NATIVE:
         # native: transformers has built these itself when the model was loaded
         for fqn in swap.modules:
             module = model.base_model.get_submodule(fqn)
@@ -98,7 +99,7 @@ def swapped_modules(model):
 
 def _check_not_swapped(model):
     already = swapped_modules(model)
-    already.update((fqn, module) for fqn, module in model.named_modules() if isinstance(module, LEARNABLE))
+    already.update((fqn, module) for fqn, module in model.named_modules() if isinstance(module, (LMA, Swish, APLU)))
     if already:
         raise SurgeryError(
             f"{type(model).__name__} was swapped before ({len(already)} sites, the first is {next(iter(already))}); "
@@ -125,8 +126,8 @@ def _select_sites(model, target_modules, filter_fn):
     if not sites:
         there = list(_other_activations(model, {}))
         raise SurgeryError(
-            f"no module of {type(model).__name__} matches {target_modules or 'filter_fn'!r}; its activations are "
-            f"{', '.join(there) or 'none'}"
+            f"no module of {type(model).__name__} matches {'filter_fn' if filter_fn else repr(target_modules)}; "
+            f"its activations are {', '.join(there) or 'none'}"
         )
     return list(sites.values())
 

@@ -135,10 +135,22 @@ class EvaluateConfig(DataConfig):
 
 @dataclass(kw_only=True)
 class QuickstartConfig:
-    """The first run: a distilled LMA student on movie reviews."""
+    """The first run: teacher, GELU student and LMA student on movie reviews, without a hub."""
 
-    output_dir: str = option("runs/quickstart", "folder for teacher, students and results")
+    output_dir: str = option("runs/quickstart", "folder for the data, the teacher, the students and results.json")
     overwrite_output_dir: bool = option(False, "delete what output_dir holds")
+    pretrained: str | None = option(None, "local copy of the pretrained BERT: model folder or wheel")
+    reviews: str | None = option(None, "local copy of the reviews: csv.bz2 or wheel")
+    cache_dir: str = option("~/.cache/lma_hf", "where downloads are kept")
+    num_layers: int = option(3, "layers of the students")
+    teacher_epochs: int = option(2, "passes over the training rows for the teacher")
+    student_epochs: int = option(3, "passes over the training rows for each student")
+    max_train_samples: int | None = option(None, "train on a random subset of so many rows")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "unset: bf16 where the hardware has it")
+    seed: int = option(42, "seed of weights, dropout and data order")
+
+    def __post_init__(self):
+        check_positive(self, "num_layers", "teacher_epochs", "student_epochs", "max_train_samples")
 
 
 def check_positive(config, *keys):

@@ -63,7 +63,9 @@ class Trainer:
         self.evaluate, self.save_best, self.log = evaluate, save_best, log
         optimizer = build_optimizer([model, objective], activation_parameters, config)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            # older releases of transformers 5 know the second name only
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, train_loader)
         # without parameters there is nothing for DDP to synchronise
         trains = any(parameter.requires_grad for parameter in objective.parameters())
@@ -90,8 +92,8 @@ class Trainer:
     def _run_epoch(self):
         self.model.train()
         start = time.perf_counter()
-        for batch in self.loader:
-            self._train_batch(batch)
+        for index, batch in enumerate(self.loader):
+            self._train_batch(batch, self._batches_in_step(index))
             if not self.accelerator.sync_gradients:
                 continue
             self._after_step()
@@ -105,10 +107,16 @@ class Trainer:
                 break
         self.seconds += time.perf_counter() - start
 
-    def _train_batch(self, batch):
+    def _batches_in_step(self, index):
+        """How many batches make the optimizer step of an epoch's batch `index`; the last step may have fewer."""
+        wanted = self.config.gradient_accumulation_steps
+        return min(wanted, len(self.loader) - index // wanted * wanted)
+
+    def _train_batch(self, batch, batches_in_step):
         with self.accelerator.accumulate(self.model):
             parts = self.objective(self.model, batch)
-            self.accelerator.backward(parts["loss"])
+            # accelerate divides by gradient_accumulation_steps, also where a step has fewer batches
+            self.accelerator.backward(parts["loss"] * (self.config.gradient_accumulation_steps / batches_in_step))
             if self.accelerator.sync_gradients and self.config.max_grad_norm:
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
                 self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)

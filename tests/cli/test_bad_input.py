@@ -1,0 +1,149 @@
+"""Bad input: one line that names culprit and remedy, the right exit code, nothing overwritten."""
+
+import json
+import re
+
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lma_hf.cli.__main__ import main
+
+
+@pytest.fixture
+def fails(tmp_path, capsys, data_flags, teacher_dir):
+    """Run `distill` with changed flags, check the exit code, and return the one line it prints."""
+
+    def run(*flags, code=2, verb="distill", base=None):
+        base = base or [*data_flags, "--teacher", str(teacher_dir), "--output_dir", str(tmp_path / "student")]
+        capsys.readouterr()
+        assert main([verb, *base, *flags]) == code
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lma-hf: error: ")]
+        assert len(errors) == 1
+        return errors[0]
+
+    return run
+
+
+def rows(folder, train, validation=None):
+    folder.mkdir()
+    good = [{"text": "good", "label": "fresh"}, {"text": "bad", "label": "rotten"}]
+    for split, content in (("train", train), ("validation", good if validation is None else validation)):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return str(folder)
+
+
+def test_missing_folder(fails, tmp_path):
+    assert "nowhere" in fails("--dataset", str(tmp_path / "nowhere"))
+    assert "--teacher" not in fails("--teacher", str(tmp_path / "no-teacher"))
+    assert "no-teacher" in fails("--teacher", str(tmp_path / "no-teacher"))
+    assert not (tmp_path / "student").exists()
+
+
+def test_wrong_column(fails):
+    message = fails("--text_columns", "txt")
+    assert "txt" in message
+    assert "text" in message
+
+
+def test_label_outside_the_range(fails, tmp_path):
+    data = rows(
+        tmp_path / "data", [{"text": "good", "label": 7}, {"text": "bad", "label": 0}], [{"text": "a", "label": 1}]
+    )
+    message = fails("--dataset", data, "--label_names", "rotten", "fresh")
+    assert "7" in message
+
+
+def test_empty_split(fails, tmp_path):
+    data = rows(tmp_path / "data", [{"text": "good", "label": "fresh"}, {"text": "bad", "label": "rotten"}], [])
+    assert "validation" in fails("--dataset", data)
+
+
+def test_unknown_task_activation_key_and_verb(fails, tmp_path, capsys):
+    output = ["--teacher", "t", "--output_dir", str(tmp_path / "student")]
+    assert "sst2" in fails("--task_name", "sst-2", base=output)
+    assert "gelu" in fails("--activation", "gleu")
+    assert "--learning_rate" in fails("--learning_rte", "1")
+    (tmp_path / "run.yaml").write_text("num_layer: 3\n")
+    assert "num_layers" in fails(base=[str(tmp_path / "run.yaml")])
+    assert "distill" in fails(verb="distil")
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().out
+
+
+def test_teacher_with_other_labels(fails, tmp_path, teacher_dir):
+    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+    teacher.config.id2label, teacher.config.label2id = {0: "cat", 1: "dog"}, {"cat": 0, "dog": 1}
+    teacher.save_pretrained(tmp_path / "pets")
+    AutoTokenizer.from_pretrained(teacher_dir).save_pretrained(tmp_path / "pets")
+    message = fails("--teacher", str(tmp_path / "pets"))
+    assert message.count("'cat', 'dog'") == 2
+    assert "'fresh', 'rotten'" in message
+
+
+def test_teacher_with_labels_in_another_order_is_aligned_by_name(tmp_path, data_flags, teacher_dir):
+    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+    names = [teacher.config.id2label[1], teacher.config.id2label[0]]
+    teacher.config.id2label = dict(enumerate(names))
+    teacher.config.label2id = {name: index for index, name in enumerate(names)}
+    teacher.classifier.weight.data = teacher.classifier.weight.data.flip(0)
+    teacher.classifier.bias.data = teacher.classifier.bias.data.flip(0)
+    teacher.save_pretrained(tmp_path / "flipped")
+    AutoTokenizer.from_pretrained(teacher_dir).save_pretrained(tmp_path / "flipped")
+    flags = ["--num_layers", "2", "--max_steps", "12", "--learning_rate", "1e-3"]
+    for name, folder in (("plain", teacher_dir), ("flipped-student", tmp_path / "flipped")):
+        output = ["--teacher", str(folder), "--output_dir", str(tmp_path / name)]
+        assert main(["distill", *data_flags, *output, *flags]) == 0
+    scores = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "flipped-student")]
+    assert scores[0]["teacher"]["metrics"] == scores[1]["teacher"]["metrics"]
+    assert scores[0]["metrics"]["validation"] == pytest.approx(scores[1]["metrics"]["validation"], abs=0.02)
+
+
+def test_teacher_with_swapped_labels_stops_the_run(fails, tmp_path, data_flags, teacher_dir):
+    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+    teacher.classifier.weight.data = -teacher.classifier.weight.data
+    teacher.classifier.bias.data = -teacher.classifier.bias.data
+    teacher.save_pretrained(tmp_path / "swapped")
+    AutoTokenizer.from_pretrained(teacher_dir).save_pretrained(tmp_path / "swapped")
+    message = fails("--teacher", str(tmp_path / "swapped"))
+    assert "most common class" in message
+    assert "--allow_weak_teacher" in message
+    flags = ["--teacher", str(tmp_path / "swapped"), "--output_dir", str(tmp_path / "student"), "--max_steps", "1"]
+    assert main(["distill", *data_flags, *flags, "--allow_weak_teacher", "true"]) == 0
+
+
+def test_nan_loss_fails_the_run_with_exit_code_1(fails):
+    message = fails("--learning_rate", "1e30", "--max_grad_norm", "0", "--max_steps", "30", code=1)
+    assert re.search(r"loss is (nan|inf) at step \d+", message)
+    assert "--learning_rate" in message
+
+
+def test_output_dir_with_another_run_is_not_touched(fails, tmp_path, data_flags, teacher_dir):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("keep me")
+    assert "--overwrite_output_dir" in fails()
+    assert [file.name for file in folder.iterdir()] == ["precious.txt"]
+    # other misuse is found before the folder is claimed, also when it may be overwritten
+    fails("--num_layers", "9", "--overwrite_output_dir", "true")
+    assert (folder / "precious.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        (["--num_layers", "9"], "1 to 4"),
+        (["--layer_map", "0", "9", "--num_layers", "2"], "0 to 3"),
+        (["--intermediate_size", "65"], "64"),
+        (["--hidden_size", "30", "--num_attention_heads", "4"], "allowed for it are 1, 2, 3, 5, 6"),
+        (["--num_segments", "1"], "2 to 64"),
+        (["--temperature", "0"], "temperature"),
+        (["--distill_loss_weight", "-1"], "distill_loss_weight"),
+        (["--max_length", "4"], "max_length"),
+        (["--mixed_precision", "fp16"], "fp16"),
+        (["--mixed_precision", "fp8"], "bf16"),
+        (["--report_to", "nothing"], "nothing"),
+    ],
+)
+def test_values_that_are_not_allowed(fails, tmp_path, flags, culprit):
+    assert culprit in fails(*flags)
+    assert not (tmp_path / "student").exists()
