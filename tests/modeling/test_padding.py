@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from modeling.tiny_models import ARCHITECTURES, FFN_WIDTH, lma_modules, sentences, statistics, tiny_model
+from transformers import AutoModelForMaskedLM
 
 import lma_hf
 
@@ -135,3 +136,18 @@ def test_a_mask_of_another_shape_is_refused_in_training_only():
         model.train()(**inputs)
     assert all(value.item() in (0, 1) for value in statistics(model).values())
     assert model.eval()(**inputs).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "albert"])
+def test_padding_does_not_count_in_a_head_that_was_built_with_hidden_act_lma(name):
+    # without a recorded swap every user of hidden_act gets an LMA, the masked-LM head too
+    plain = tiny_model(name)
+    config = copy.deepcopy(plain.config)
+    setattr(config, "activation" if name == "distilbert" else "hidden_act", "lma")
+    results = []
+    for padded_to in (32, 64):
+        torch.manual_seed(0)
+        model = AutoModelForMaskedLM.from_config(config).double().train()
+        model(**sentences(LENGTHS, padded_to, 1))
+        results.append(statistics(model))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-5)

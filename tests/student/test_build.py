@@ -223,3 +223,12 @@ def test_lma_teacher_gives_a_fresh_lma_student(architecture):
 def test_impossible_requests_name_what_is_allowed(arguments, message):
     with pytest.raises(StudentError, match=message):
         build_student(teacher_of("bert"), **{"num_layers": 2, **arguments})
+
+
+def test_without_an_activation_a_relu_teacher_gives_a_relu_student():
+    teacher = tiny_model()
+    swap_activations_(teacher, "relu")
+    batch = padded_batch(teacher, [9, 4])
+    student = build_student(teacher, 3, activation=None)
+    assert torch.equal(logits_of(student, batch), logits_of(teacher, batch))
+    assert student.config.hidden_act == "relu"
