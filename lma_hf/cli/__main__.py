@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 
+import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from lma_hf.cli.parser import parse_config
@@ -32,6 +33,9 @@ def main(argv=None):
     except LmaHfError as error:
         print(f"lma-hf: error: {error}", file=sys.stderr)
         return error.exit_code
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def quiet_down():

@@ -6,8 +6,8 @@ from itertools import islice
 
 import numpy as np
 
-from lma_hf.cli.evaluate import labels_of_model
-from lma_hf.cli.run import TrainingRun, label_names_of, load_data
+from lma_hf.cli.loading import label_names_of, labels_of_model, load_data
+from lma_hf.cli.run import TrainingRun
 from lma_hf.data.labels import check_same_labels
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.distillation.objective import DistillationObjective
@@ -29,17 +29,15 @@ def distill(config):
     Returns: what results.json holds.
     """
     activation = activation_settings(config)
-    run = TrainingRun(config, "distill")
-    splits, task = load_data(config, with_train=True, seed=config.seed)
+    run = TrainingRun(config, "distill", config.teacher)
+    splits, task = load_data(config, with_train=True)
     tokenizer, teacher = run.load(config.teacher, "teacher")
     layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
     mapping = labels_of_teacher(teacher, task, config)
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
     teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
-    # global batches, so that the number of processes does not matter
-    loader = run.train_loader(tokenized[task.train_split], tokenizer, run.total_batch_size)
-    batches = list(islice(loader, config.calibration_batches))
+    batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
     student, calibration = make_student(teacher, activation, batches, config)
     objective = make_objective(teacher, student, layer_map, config, run.accelerator)
     records = {
@@ -49,6 +47,17 @@ def distill(config):
         "calibration": calibration and asdict(calibration),
     }
     return run.train(student, tokenizer, objective, tokenized, evaluator, records)
+
+
+def calibration_batches(run, rows, tokenizer):
+    """The first global batches, so that the number of processes does not matter, in pieces that fit a device."""
+    size = run.config.per_device_train_batch_size
+    loader = run.train_loader(rows, tokenizer, run.total_batch_size)
+    return [
+        {key: value[start : start + size] for key, value in batch.items()}
+        for batch in islice(loader, run.config.calibration_batches)
+        for start in range(0, len(batch["labels"]), size)
+    ]
 
 
 def activation_settings(config):
@@ -65,6 +74,7 @@ def activation_settings(config):
 def labels_of_teacher(teacher, task, config):
     """Dataset label -> teacher label, None for regression; the student inherits the teacher's labels."""
     if not task.is_regression:
+        # the student inherits the teacher's names, in their order
         names = label_names_of(teacher)
         check_same_labels(task.label_names, names, names)
     return labels_of_model(teacher, task, config.dataset, config.teacher)
@@ -77,23 +87,26 @@ def check_teacher(teacher, evaluator, tokenized, config):
     """
     task, split = evaluator.task, evaluator.task.validation_splits[0]
     scores = evaluator(teacher)
-    floor = 0.0 if task.is_regression else majority_score(task, np.asarray(tokenized[split]["labels"]))
-    if evaluator.score(scores) <= floor:
+    # accuracy where there is one: always answering the negative class has an F1 of 0
+    metric = "accuracy" if "accuracy" in task.metrics else task.best_metric
+    score = scores[split][metric]
+    floor = 0.0 if task.is_regression else majority_scores(task, np.asarray(tokenized[split]["labels"]))[metric]
+    if score <= floor:
         message = (
-            f"teacher {config.teacher} reaches {task.best_metric} {evaluator.score(scores):.4f} on {split}, no better "
-            f"than the {floor:.4f} of always answering the most common class"
+            f"teacher {config.teacher} reaches {metric} {score:.4f} on {split}, no better than the {floor:.4f} of "
+            "always answering the most common class"
         )
         if not config.allow_weak_teacher:
-            raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher")
+            raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher true")
         logger.warning("%s; going on as allow_weak_teacher is set", message)
     return scores
 
 
-def majority_score(task, labels):
-    """The task's best metric for always answering the most common class."""
+def majority_scores(task, labels):
+    """The task's metrics for always answering the most common class."""
     counts = np.bincount(labels, minlength=task.num_labels)
     constant = np.tile(counts == counts.max(), (len(labels), 1)).astype(np.float32)
-    return compute_metrics(task, constant, labels)[task.best_metric]
+    return compute_metrics(task, constant, labels)
 
 
 def make_student(teacher, activation, batches, config):

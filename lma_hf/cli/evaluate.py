@@ -1,12 +1,14 @@
 """`lma-hf evaluate`: score a saved model."""
 
+from pathlib import Path
+
 from accelerate import PartialState
 
-from lma_hf.cli.run import Evaluator, label_names_of, load_data, load_tokenizer_and_model, make_accelerator
+from lma_hf.cli.loading import check_max_length, labels_of_model, load_data, load_tokenizer_and_model
+from lma_hf.cli.run import Evaluator, make_accelerator
 from lma_hf.compare.profiling import print_table
 from lma_hf.data.collate import tokenize_splits
-from lma_hf.data.labels import label_mapping
-from lma_hf.errors import LabelMismatchError
+from lma_hf.errors import OutputDirError
 from lma_hf.training.checkpoint import write_json
 from lma_hf.training.config import EvaluateConfig
 
@@ -20,6 +22,8 @@ def evaluate(config, task=None, **options):
     """
     if not isinstance(config, EvaluateConfig):
         config = EvaluateConfig(model_dir=str(config), task_name=task, **options)
+    if config.output_file:
+        check_output_file(Path(config.output_file))
     results = score_saved_model(config)
     if PartialState().is_main_process:
         _report(config, results)
@@ -31,22 +35,19 @@ def score_saved_model(config):
     accelerator = make_accelerator(config)
     splits, task = load_data(config, with_train=False)
     tokenizer, model = load_tokenizer_and_model(config.model_dir, "model")
+    check_max_length(config, model)
     mapping = labels_of_model(model, task, config.dataset, config.model_dir)
     tokenized = tokenize_splits(splits, task, tokenizer, config.max_length)
     evaluator = Evaluator(tokenized, task, tokenizer, mapping, config, accelerator)
     return evaluator(model.to(accelerator.device))
 
 
-def labels_of_model(model, task, dataset, name):
-    """Dataset label -> model label, None for regression. Raises: LabelMismatchError if they cannot be matched."""
-    if task.is_regression:
-        if model.config.num_labels != 1:
-            raise LabelMismatchError(
-                f"dataset {dataset} has numbers as labels but model {name} has the classes {label_names_of(model)}; "
-                "use a model that was trained for regression"
-            )
-        return None
-    return label_mapping(task.label_names, label_names_of(model), dataset=dataset, model=name)
+def check_output_file(path):
+    """Raises: OutputDirError if the file exists or could not be written."""
+    if path.exists():
+        raise OutputDirError(f"output_file {path} exists; choose another name")
+    if not path.parent.is_dir():
+        raise OutputDirError(f"output_file {path} is in no folder that exists; create {path.parent} first")
 
 
 def _report(config, results):

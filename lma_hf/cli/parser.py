@@ -148,9 +148,11 @@ def _from_yaml(path: Path, parser: _ConfigParser, config_class: type) -> dict[st
 def _convert(action: argparse.Action, value: Any) -> Any:
     if action.nargs != "+":
         return action.type.from_yaml(value)
-    if not isinstance(value, list):
+    if isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"got {value!r}, expected a list of {action.type.allowed}")
-    return [action.type.from_yaml(item) for item in value]
+    # `layer_map: [1, 3]` and `layer_map: uniform` are what one writes first
+    items = value if isinstance(value, list) else [value]
+    return [action.type.from_yaml(str(item) if type(item) is int else item) for item in items]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

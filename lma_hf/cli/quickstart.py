@@ -1,19 +1,21 @@
 """`lma-hf quickstart`: from nothing to a distilled LMA student on a real BERT and real text, without a hub."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lma_hf.cli.distill import distill
 from lma_hf.cli.evaluate import score_saved_model
-from lma_hf.cli.run import RESULTS
 from lma_hf.cli.teach import teach
 from lma_hf.compare.profiling import environment, measure_latency, print_table
 from lma_hf.data.quickstart import fetch_pretrained, fetch_reviews, load_reviews, write_reviews
-from lma_hf.training.checkpoint import check_output_dir, claim_output_dir, write_json
+from lma_hf.errors import ConfigError
+from lma_hf.student.layer_map import resolve_layer_map
+from lma_hf.training.checkpoint import RESULTS, check_output_dir, claim_output_dir, write_json
 from lma_hf.training.config import DistillConfig, EvaluateConfig, TeachConfig
 
 LATENCY_BATCH_SIZES = (1, 32)
@@ -28,10 +30,13 @@ def quickstart(config):
     Returns: the rows of the table, which results.json holds too.
     """
     start = time.perf_counter()
-    folder, cache = Path(config.output_dir), Path(config.cache_dir).expanduser()
+    folder, cache = Path(config.output_dir).expanduser(), Path(config.cache_dir).expanduser()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("quickstart runs on one process; use teach and distill for several")
     check_output_dir(folder, config.overwrite_output_dir)
     say("1/5 fetching a pretrained BERT (MiniLM-L6) and movie reviews")
     pretrained = fetch_pretrained(cache, _path(config.pretrained))
+    resolve_layer_map("uniform", config.num_layers, AutoConfig.from_pretrained(pretrained).num_hidden_layers)
     splits = load_reviews(fetch_reviews(cache, _path(config.reviews)))
     claim_output_dir(folder)
     write_reviews(splits, folder / "data")
@@ -61,7 +66,7 @@ def quickstart(config):
         )
     say("5/5 measuring")
     rows = compare(folder, splits["validation"]["text"])
-    write_json({"table": rows, "environment": environment()}, folder / "results.json")
+    write_json({"table": rows, "environment": environment()}, folder / RESULTS)
     print_table(rows, "Movie reviews: fresh or rotten")
     show_how_to_load(folder / "student-lma", splits["test"]["text"][0])
     say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
@@ -76,7 +81,7 @@ def say(line):
 def common_settings(config):
     """What the three training runs share."""
     return {
-        "dataset": str(Path(config.output_dir) / "data"),
+        "dataset": str(Path(config.output_dir).expanduser() / "data"),
         "text_columns": ["text"],
         "max_length": MAX_LENGTH,
         "max_train_samples": config.max_train_samples,
@@ -89,7 +94,7 @@ def common_settings(config):
 def fast_precision():
     """ "bf16" where the hardware computes in it, else "no"."""
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
 
@@ -128,6 +133,7 @@ def _accuracy(model_dir, split):
         text_columns=["text"],
         validation_split=split,
         max_length=MAX_LENGTH,
+        mixed_precision="no",
     )
     return score_saved_model(config)[split]["accuracy"]
 

@@ -1,4 +1,4 @@
-"""What the commands share: task, data, model loading, evaluation, and the run's records on disk."""
+"""What the commands share: Accelerate, evaluation, and a training run with its records on disk."""
 
 import dataclasses
 import logging
@@ -7,74 +7,32 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, set_seed
 from datasets import DatasetDict
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
 from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
-from lma_hf.data.glue import custom_task, get_task
 from lma_hf.data.labels import align_labels
 from lma_hf.data.metrics import compute_metrics
-from lma_hf.data.sources import is_local, load_splits
-from lma_hf.errors import ConfigError
+from lma_hf.errors import ConfigError, DataError, MissingDependencyError, TrainingError
 from lma_hf.modeling.modeling_lma import activation_parameters
-from lma_hf.training.checkpoint import append_json_line, check_output_dir, claim_output_dir, save_model, write_json
+from lma_hf.training.checkpoint import (
+    RESULTS,
+    RUN_CONFIG,
+    append_json_line,
+    check_output_dir,
+    claim_output_dir,
+    save_model,
+    write_json,
+)
 from lma_hf.training.prediction import predict
 from lma_hf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-RUN_CONFIG = "run_config.yaml"
-RESULTS = "results.json"
-
-
-def resolve_task(config):
-    """The task that a `DataConfig` describes."""
-    if config.task_name is None:
-        return custom_task(
-            Path(config.dataset).name,
-            config.text_columns,
-            config.label_column,
-            label_names=config.label_names,
-            is_regression=config.is_regression,
-            train_split=config.train_split or "train",
-            validation_split=config.validation_split or "validation",
-        )
-    task = get_task(config.task_name)
-    if config.train_split:
-        task = dataclasses.replace(task, train_split=config.train_split)
-    if config.validation_split:
-        task = dataclasses.replace(task, validation_splits=(config.validation_split,))
-    return task
-
-
-def load_data(config, *, with_train, seed=42):
-    """(splits, task) with the caps of a `DataConfig` applied; splits[task.train_split] only if asked for."""
-    task = resolve_task(config)
-    caps = dict.fromkeys(task.validation_splits, config.max_eval_samples)
-    if with_train:
-        caps[task.train_split] = config.max_train_samples
-    caps_given = {split: cap for split, cap in caps.items() if cap is not None}
-    return load_splits(config.dataset, task, list(caps), max_samples=caps_given, seed=seed)
-
-
-def load_tokenizer_and_model(name_or_path, what, **kwargs):
-    """(tokenizer, sequence classification model). Raises: ConfigError if they cannot be loaded."""
-    if is_local(name_or_path) and not Path(name_or_path).expanduser().is_dir():
-        raise ConfigError(f"{what} folder {name_or_path!r} does not exist; give a saved model's folder or a hub id")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        model = AutoModelForSequenceClassification.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{what} {name_or_path!r} cannot be loaded: {reason}") from error
-    return tokenizer, model
-
-
-def label_names_of(model):
-    """The model's class names in id order."""
-    return [model.config.id2label[index] for index in range(model.config.num_labels)]
 
 
 def make_accelerator(config, **kwargs):
@@ -84,10 +42,27 @@ def make_accelerator(config, **kwargs):
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     # accelerate joins several CPU processes only when told that it is the CPU
     cpu = not torch.accelerator.is_available()
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # otherwise the precision of an earlier run in this process would stay; there is no public way
+    AcceleratorState._reset_state()
     try:
-        return Accelerator(cpu=cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[ddp], **kwargs)
+        return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[ddp], **kwargs)
     except ValueError as error:
-        raise ConfigError(f"mixed_precision {config.mixed_precision!r}: {error}") from error
+        raise ConfigError(f"mixed_precision {precision!r}: {error}") from error
+
+
+def check_trackers(names):
+    """Raises: ConfigError or MissingDependencyError if a tracker is unknown or not installed."""
+    known = sorted({"all", *(str(tracker.value) for tracker in LoggerType)})
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"report_to names {name!r}, allowed are {', '.join(known)}")
+        if name != "all" and name not in available:
+            raise MissingDependencyError(
+                f"report_to names {name!r}, which is not installed; run pip install {name} (tensorboard: "
+                "pip install 'lma_hf[trackers]')"
+            )
 
 
 def warn_of_single_process():
@@ -131,11 +106,15 @@ class Evaluator:
 
 
 class TrainingRun:
-    """One `teach` or `distill` run: seeds, folder, records. The folder is claimed when training starts."""
+    """One `teach` or `distill` run: seeds, folder, records. The folder is claimed when training starts.
 
-    def __init__(self, config, verb):
-        check_output_dir(config.output_dir, config.overwrite_output_dir)
-        self.config, self.verb, self.output_dir = config, verb, Path(config.output_dir)
+    Args: verb: "teach" or "distill". source: the model that the run starts from.
+    """
+
+    def __init__(self, config, verb, source):
+        self.config, self.verb, self.output_dir = config, verb, Path(config.output_dir).expanduser()
+        check_output_dir(self.output_dir, config.overwrite_output_dir, [config.dataset, source])
+        check_trackers(config.report_to)
         self.accelerator = make_accelerator(
             config,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -147,6 +126,7 @@ class TrainingRun:
     def load(self, name_or_path, what, **kwargs):
         """(tokenizer, model on this process's device)."""
         tokenizer, model = load_tokenizer_and_model(name_or_path, what, **kwargs)
+        check_max_length(self.config, model)
         return tokenizer, model.to(self.accelerator.device)
 
     def tokenize(self, splits, task, tokenizer, mapping):
@@ -190,7 +170,10 @@ class TrainingRun:
         self._open_records()
 
         def evaluate(wrapped_model, step):
-            self.scores = evaluator(wrapped_model)
+            try:
+                self.scores = evaluator(wrapped_model)
+            except DataError as error:
+                raise TrainingError(f"evaluation at step {step}: {error}; lower --learning_rate") from error
             self._log({"step": step, "evaluation": self.scores}, step)
             return evaluator.score(self.scores)
 
@@ -212,17 +195,28 @@ class TrainingRun:
             activation_parameters=activation_parameters(model),
         )
         set_seed(self.config.seed, device_specific=True)
-        return self._close_records(model, task, trainer.train(), records)
+        try:
+            return self._write_results(model, task, trainer.train(), records)
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def _open_records(self):
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             claim_output_dir(self.output_dir)
-            to_yaml(self.config, self.output_dir / RUN_CONFIG, f"lma-hf {self.verb} {self.output_dir / RUN_CONFIG}")
+            self._write_config()
             write_json(environment(), self.output_dir / "environment.json")
         self.accelerator.wait_for_everyone()
         if self.config.report_to:
             self.accelerator.init_trackers("lma_hf", config={k: str(v) for k, v in vars(self.config).items()})
+
+    def _write_config(self):
+        path = self.output_dir / RUN_CONFIG
+        resolved = dataclasses.replace(
+            self.config, overwrite_output_dir=False, mixed_precision=self.accelerator.mixed_precision
+        )
+        to_yaml(resolved, path, f"lma-hf {self.verb} {path} --output_dir ANOTHER_FOLDER")
 
     def _log(self, values, step):
         if self.accelerator.is_main_process:
@@ -230,7 +224,7 @@ class TrainingRun:
         if self.config.report_to:
             self.accelerator.log(_flatten(values), step=step)
 
-    def _close_records(self, model, task, outcome, records):
+    def _write_results(self, model, task, outcome, records):
         results = {
             "task": task.name,
             "best_metric": task.best_metric,
@@ -243,7 +237,6 @@ class TrainingRun:
         }
         if self.accelerator.is_main_process:
             write_json(results, self.output_dir / RESULTS)
-        self.accelerator.end_training()
         return results
 
 

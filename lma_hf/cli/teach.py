@@ -1,7 +1,7 @@
 """`lma-hf teach`: fine-tune a teacher."""
 
-from lma_hf.cli.run import TrainingRun, label_names_of, load_data
-from lma_hf.data.labels import label_mapping
+from lma_hf.cli.loading import load_data
+from lma_hf.cli.run import TrainingRun
 from lma_hf.distillation.objective import TaskObjective
 
 
@@ -11,12 +11,11 @@ def teach(config):
     Args: config: a `TeachConfig`.
     Returns: what results.json holds.
     """
-    run = TrainingRun(config, "teach")
-    splits, task = load_data(config, with_train=True, seed=config.seed)
+    run = TrainingRun(config, "teach", config.model_name_or_path)
+    splits, task = load_data(config, with_train=True)
     tokenizer, model = run.load(config.model_name_or_path, "pretrained model", **_head_for(task))
-    mapping = None
-    if not task.is_regression:
-        mapping = label_mapping(task.label_names, label_names_of(model), dataset=config.dataset, model="to be trained")
+    # the head was made for the dataset's labels, in their order
+    mapping = None if task.is_regression else list(range(task.num_labels))
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
     records = {"model": config.model_name_or_path}
@@ -24,15 +23,15 @@ def teach(config):
 
 
 def _head_for(task):
-    """Keyword arguments of from_pretrained for a fresh head with the task's label names."""
+    """Keyword arguments of from_pretrained for a head with the task's labels."""
+    # a head for another number of labels is replaced by a fresh one
+    head = {"num_labels": task.num_labels, "ignore_mismatched_sizes": True}
     if task.is_regression:
-        return {"num_labels": 1, "problem_type": "regression"}
+        return {**head, "problem_type": "regression"}
     names = dict(enumerate(task.label_names))
     return {
-        "num_labels": task.num_labels,
+        **head,
         "problem_type": "single_label_classification",
         "id2label": names,
         "label2id": {name: index for index, name in names.items()},
-        # a head with other labels is replaced by a fresh one
-        "ignore_mismatched_sizes": True,
     }

@@ -28,7 +28,6 @@ class Task:
     label_column: str = "label"
     train_split: str = "train"
     validation_splits: tuple[str, ...] = ("validation",)
-    test_splits: tuple[str, ...] = ("test",)
 
     @property
     def is_regression(self) -> bool:
@@ -76,7 +75,6 @@ GLUE_TASKS: dict[str, Task] = {
             "premise hypothesis",
             "entailment neutral contradiction",
             validation_splits=("validation_matched", "validation_mismatched"),
-            test_splits=("test_matched", "test_mismatched"),
         ),
         _classification("qnli", "question sentence", "entailment not_entailment"),
         _classification("rte", "sentence1 sentence2", "entailment not_entailment"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from lma_hf.errors import DataError, LabelMismatchError
+from lma_hf.errors import LabelMismatchError
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,6 @@ def check_same_labels(
         f"{problem}: dataset {list(dataset_names)}, teacher {list(teacher_names)}, student {list(student_names)}; "
         "use a teacher trained for this task and build the student from it"
     )
-
-
-def majority_share(labels: Sequence[int]) -> float:
-    """Share in [0, 1] of the most common class, the accuracy of always guessing it; DataError without labels."""
-    if len(labels) == 0:
-        raise DataError("the majority share of 0 labels is not defined; at least 1 label is needed")
-    return float(np.unique(np.asarray(labels), return_counts=True)[1].max() / len(labels))
 
 
 def _normalized(names: Sequence[str]) -> list[str]:

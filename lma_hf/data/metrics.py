@@ -113,11 +113,6 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     return results
 
 
-def primary_metric(task: Task) -> str:
-    """Name of the metric that selects the best checkpoint of `task`."""
-    return task.best_metric
-
-
 def _predictions(task: Task, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     rows = len(labels)
     allowed = [(rows, task.num_labels)] + ([(rows,)] if task.is_regression else [])

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from lma_hf.data.columns import check_columns, encode_split, find_label_names
-from lma_hf.data.glue import GLUE_TASKS, Task, fill_label_names, nearest
+from lma_hf.data.glue import Task, fill_label_names, nearest
 from lma_hf.data.progress import no_progress_bars
 from lma_hf.errors import DataError
 
@@ -25,6 +25,7 @@ def load_splits(
     task: Task,
     splits: Sequence[str],
     *,
+    dataset_config: str | None = None,
     max_samples: Mapping[str, int] | None = None,
     seed: int = 42,
 ) -> tuple[DatasetDict, Task]:
@@ -33,6 +34,7 @@ def load_splits(
     Args:
         source: hub id ("nyu-mll/glue"), or a local folder with <task>/<split>.<type> or <split>.<type>, where type
             is parquet, csv, tsv or jsonl.
+        dataset_config: configuration of a hub dataset that has several (GLUE's tasks are).
         max_samples: split -> upper bound of rows, chosen at random by `seed`; a smaller bound keeps a prefix of
             what a larger one keeps.
     Returns: the splits with the text columns and "label" (int64, or float32 for regression), and the task with its
@@ -41,7 +43,7 @@ def load_splits(
     """
     max_samples = max_samples or {}
     _check_max_samples(max_samples, splits)
-    available = _local_files(source, task) if is_local(source) else _hub_splits(source, task)
+    available = _local_files(source, task) if is_local(source) else _hub_splits(source, dataset_config)
     wanted = [split for split in splits if _is_there(split, available, task, source)]
     raw = {split: _open(available[split], task) for split in wanted}
     for split, dataset in raw.items():
@@ -89,11 +91,10 @@ def _data_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.removeprefix(".") in FILE_TYPES and path.is_file())
 
 
-def _hub_splits(source: str, task: Task) -> DatasetDict:
-    config = [task.name] if task.name in GLUE_TASKS else []
+def _hub_splits(source: str, dataset_config: str | None) -> DatasetDict:
     advice = "or point to a local copy with --dataset <folder>"
     try:
-        return load_dataset(source, *config)
+        return load_dataset(source, dataset_config)
     except DatasetNotFoundError as error:
         raise DataError(f"dataset '{source}' is not on the hub, or private; check the id, {advice}") from error
     except ConnectionError as error:

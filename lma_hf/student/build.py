@@ -39,8 +39,9 @@ def build_student(
         calibration_batches: model inputs, for the importance and for `calibrate_` of an LMA. Without them an LMA
             student still has to be calibrated before use.
     Returns: the student, in eval mode, on the teacher's device.
-    Raises: StudentError for a request that the teacher cannot meet.
+    Raises: StudentError for a request that the teacher cannot meet, SurgeryError for an unknown architecture.
     """
+    layout_of(teacher)
     layers = resolve_layer_map(layer_map, num_layers, teacher.config.num_hidden_layers)
     from_scratch = hidden_size is not None or num_attention_heads is not None
     config = _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads)

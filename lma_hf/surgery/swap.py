@@ -63,8 +63,10 @@ def swap_activations_(model, config="lma", *, target_modules=None, filter_fn=Non
     if isinstance(model, PreTrainedModel):
         _record(model, settings, sites, num_channels)
     device = next((parameter.device for parameter in model.parameters()), None)
+    # a model is saved and reloaded in one dtype
+    dtype = model.dtype if isinstance(model, PreTrainedModel) else None
     for fqn in sites:
-        place(model, fqn, build_activation(settings, num_channels).to(device))
+        place(model, fqn, build_activation(settings, num_channels).to(device=device, dtype=dtype))
     for part in dict.fromkeys([getattr(model, "base_model", model), model]):
         connect(part)
     return SwapReport(swapped, _other_activations(model, swapped))

@@ -8,25 +8,46 @@ from pathlib import Path
 
 from lma_hf.errors import OutputDirError
 
+RUN_CONFIG = "run_config.yaml"
+RESULTS = "results.json"
 
-def check_output_dir(output_dir, overwrite):
-    """Raises: OutputDirError if the folder holds anything and may not be overwritten, or is a file."""
+
+def check_output_dir(output_dir, overwrite, inputs=()):
+    """Raises: OutputDirError if the folder holds anything that may not be overwritten, or cannot be a folder.
+
+    Even with `overwrite` only a folder with a run's records is given up, and none that holds an input of this run.
+
+    Args: inputs: paths, or names that may be paths, that the run reads.
+    """
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
         raise OutputDirError(f"output_dir {path} is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
         raise OutputDirError(
-            f"output_dir {path} holds another run ({next(iter(sorted(path.iterdir()))).name} ...); "
-            "choose another folder or pass --overwrite_output_dir"
+            f"output_dir {path} holds another run ({min(path.iterdir()).name} ...); choose another folder or pass "
+            "--overwrite_output_dir true"
         )
+    if not any((path / name).is_file() for name in (RUN_CONFIG, RESULTS)):
+        raise OutputDirError(f"output_dir {path} holds files but no run ({RUN_CONFIG}); choose another folder")
+    for used in (Path.cwd(), *map(Path, inputs)):
+        if used.exists() and used.resolve().is_relative_to(path.resolve()):
+            raise OutputDirError(f"output_dir {path} holds {used}, which this run needs; choose another folder")
 
 
 def claim_output_dir(output_dir):
-    """Create the folder, empty; call `check_output_dir` first."""
+    """Create the folder, or empty it; call `check_output_dir` first. Raises: OutputDirError if that fails."""
     path = Path(output_dir)
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for child in path.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+    except OSError as error:
+        raise OutputDirError(f"output_dir {path} cannot be used: {error}; choose another folder") from error
 
 
 def save_model(model, tokenizer, output_dir):

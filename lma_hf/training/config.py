@@ -19,6 +19,7 @@ class DataConfig:
 
     task_name: str | None = option(None, "GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli); unset: own data")
     dataset: str = option("nyu-mll/glue", "hub id, or folder with <task>/<split>.parquet|csv|tsv|jsonl")
+    dataset_config: str | None = option(None, "own data: configuration of a hub dataset that has several")
     text_columns: list[str] | None = option(None, "own data: the text column, or the two of a sentence pair")
     label_column: str = option("label", "own data: column of the label")
     label_names: list[str] | None = option(None, "own data: class names in id order; unset: taken from the data")
@@ -29,6 +30,7 @@ class DataConfig:
     max_train_samples: int | None = option(None, "train on a random subset of so many rows")
     max_eval_samples: int | None = option(None, "evaluate on a random subset of so many rows")
     per_device_eval_batch_size: int = option(64, "rows of an evaluation batch, on each device")
+    seed: int = option(42, "seed of row subsets, weights, dropout and data order")
 
     def __post_init__(self):
         if self.task_name is None and not self.text_columns:
@@ -38,6 +40,7 @@ class DataConfig:
                 f"task_name is {self.task_name!r}, so text_columns, label_names and is_regression are known; drop them"
             )
         check_positive(self, "per_device_eval_batch_size", "max_train_samples", "max_eval_samples")
+        check_seed(self)
 
 
 @dataclass(kw_only=True)
@@ -63,7 +66,6 @@ class TrainConfig(DataConfig):
     early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better score")
     logging_steps: int = option(20, "steps between two lines in metrics.jsonl")
     report_to: list[str] = option([], "Accelerate trackers, for example tensorboard or wandb")
-    seed: int = option(42, "seed of weights, dropout and data order")
 
     def __post_init__(self):
         super().__post_init__()
@@ -119,7 +121,7 @@ class DistillConfig(TrainConfig):
     @property
     def resolved_layer_map(self):
         """The layer map as `build_student` takes it: a name, or a list of ints."""
-        if all(part.isdigit() for part in self.layer_map):
+        if all(part.isascii() and part.isdigit() for part in self.layer_map):
             return [int(part) for part in self.layer_map]
         return self.layer_map[0] if len(self.layer_map) == 1 else self.layer_map
 
@@ -151,6 +153,7 @@ class QuickstartConfig:
 
     def __post_init__(self):
         check_positive(self, "num_layers", "teacher_epochs", "student_epochs", "max_train_samples")
+        check_seed(self)
 
 
 def check_positive(config, *keys):
@@ -159,6 +162,12 @@ def check_positive(config, *keys):
         value = getattr(config, key)
         if value is not None and not value > 0:
             raise ConfigError(f"{key} is {value}, allowed are numbers above 0")
+
+
+def check_seed(config):
+    """Raises: ConfigError if the seed is none that every random number generator takes."""
+    if not 0 <= config.seed < 2**31:
+        raise ConfigError(f"seed is {config.seed}, allowed are 0 to {2**31 - 1}")
 
 
 def check_not_negative(config, *keys):

@@ -41,9 +41,9 @@ def parameter_groups(modules, activation_parameters, config):
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(modules, activation_parameters, config):
-    """AdamW over `parameter_groups`, fused: one pass over the parameters, also on CPU."""
-    return torch.optim.AdamW(parameter_groups(modules, activation_parameters, config), fused=True)
+def build_optimizer(modules, activation_parameters, config, fused=True):
+    """AdamW over `parameter_groups`; fused is one pass over the parameters, also on CPU."""
+    return torch.optim.AdamW(parameter_groups(modules, activation_parameters, config), fused=fused)
 
 
 def build_scheduler(optimizer, num_steps, config):

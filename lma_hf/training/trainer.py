@@ -61,7 +61,9 @@ class Trainer:
     ):
         self.config, self.accelerator = config, accelerator
         self.evaluate, self.save_best, self.log = evaluate, save_best, log
-        optimizer = build_optimizer([model, objective], activation_parameters, config)
+        # with a gradient scaler, a fused step hides from accelerate that it was skipped
+        fused = accelerator.scaler is None
+        optimizer = build_optimizer([model, objective], activation_parameters, config, fused=fused)
         if config.gradient_checkpointing:
             # older releases of transformers 5 know the second name only
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -139,7 +141,7 @@ class Trainer:
             raise TrainingError(
                 f"the loss is {losses['loss']} at step {self.step} of {self.num_steps}; lower --learning_rate "
                 f"(now {self.config.learning_rate}) or check the data; "
-                f"the best model so far is from step {self.best_step}"
+                + (f"the best model so far is from step {self.best_step}" if self.best_step else "no model was saved")
             )
         self.bar.set_postfix(loss=f"{losses['loss']:.4f}", rate=f"{examples_per_second:.0f}/s")
         epoch = round(self.step / self.steps_per_epoch, 4)

@@ -2,11 +2,18 @@
 
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lma_hf.cli.__main__ import main
+from lma_hf.cli.distill import check_teacher, majority_scores
+from lma_hf.data.glue import get_task
+from lma_hf.data.metrics import compute_metrics
+from lma_hf.errors import DataError
 
 
 @pytest.fixture
@@ -123,8 +130,9 @@ def test_output_dir_with_another_run_is_not_touched(fails, tmp_path, data_flags,
     (folder / "precious.txt").write_text("keep me")
     assert "--overwrite_output_dir" in fails()
     assert [file.name for file in folder.iterdir()] == ["precious.txt"]
+    (folder / "results.json").write_text("{}")
     # other misuse is found before the folder is claimed, also when it may be overwritten
-    fails("--num_layers", "9", "--overwrite_output_dir", "true")
+    assert "1 to 4" in fails("--num_layers", "9", "--overwrite_output_dir", "true")
     assert (folder / "precious.txt").read_text() == "keep me"
 
 
@@ -139,7 +147,6 @@ def test_output_dir_with_another_run_is_not_touched(fails, tmp_path, data_flags,
         (["--temperature", "0"], "temperature"),
         (["--distill_loss_weight", "-1"], "distill_loss_weight"),
         (["--max_length", "4"], "max_length"),
-        (["--mixed_precision", "fp16"], "fp16"),
         (["--mixed_precision", "fp8"], "bf16"),
         (["--report_to", "nothing"], "nothing"),
     ],
@@ -147,3 +154,52 @@ def test_output_dir_with_another_run_is_not_touched(fails, tmp_path, data_flags,
 def test_values_that_are_not_allowed(fails, tmp_path, flags, culprit):
     assert culprit in fails(*flags)
     assert not (tmp_path / "student").exists()
+
+
+def test_more_values_that_are_not_allowed(fails, tmp_path, teacher_dir):
+    assert "2147483647" in fails("--seed", "-1")
+    assert "at most 64" in fails("--max_length", "100")
+    broken = tmp_path / "broken"
+    shutil.copytree(teacher_dir, broken)
+    (broken / "model.safetensors").write_bytes(b"not a model")
+    assert "broken" in fails("--teacher", str(broken))
+
+
+def test_overwriting_never_takes_the_inputs_or_a_folder_without_a_run(fails, tmp_path, teacher_dir, data_flags):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "letter.txt").write_text("not a run")
+    assert "no run" in fails("--overwrite_output_dir", "true")
+    overwrite = ["--output_dir", str(teacher_dir), "--overwrite_output_dir", "true"]
+    assert "which this run needs" in fails(*overwrite)
+    assert (teacher_dir / "model.safetensors").is_file()
+
+
+def test_evaluation_file_is_not_replaced(fails, data_flags, teacher_dir):
+    base = [*data_flags, "--model_dir", str(teacher_dir), "--output_file"]
+    assert "exists" in fails(str(teacher_dir / "config.json"), verb="evaluate", base=base)
+    assert "create" in fails(str(teacher_dir / "no" / "scores.json"), verb="evaluate", base=base)
+
+
+def test_nan_that_shows_at_an_evaluation_fails_the_run(fails):
+    flags = ["--learning_rate", "1e38", "--eval_steps", "1", "--warmup_ratio", "0", "--max_grad_norm", "0"]
+    assert "--learning_rate" in fails(*flags, "--max_steps", "9", code=1)
+
+
+def test_swapped_labels_are_noticed_where_f1_selects():
+    # on QQP always answering "not_duplicate" has an F1 of 0, which any teacher beats
+    task = get_task("qqp")
+    labels = np.array([0] * 60 + [1] * 40)
+    swapped = np.eye(2)[1 - labels]
+    assert majority_scores(task, labels) == {"accuracy": 0.6, "f1": 0.0}
+    scores = compute_metrics(task, np.concatenate([swapped[:80], np.eye(2)[labels[80:]]]), labels)
+    assert scores["f1"] > 0.3
+
+    class FixedScores:
+        def __call__(self, model):
+            return {"validation": scores}
+
+    evaluator = FixedScores()
+    evaluator.task = task
+    config = SimpleNamespace(teacher="swapped", allow_weak_teacher=False)
+    with pytest.raises(DataError, match=r"accuracy 0\.2000"):
+        check_teacher(None, evaluator, {"validation": {"labels": labels}}, config)

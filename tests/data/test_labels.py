@@ -3,8 +3,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lma_hf.data.labels import align_labels, check_same_labels, label_mapping, majority_share
-from lma_hf.errors import DataError, LabelMismatchError
+from lma_hf.data.labels import align_labels, check_same_labels, label_mapping
+from lma_hf.errors import LabelMismatchError
 
 NAMES = ["entailment", "neutral", "contradiction"]
 
@@ -89,13 +89,3 @@ def test_different_classes_of_teacher_or_student_are_refused(teacher, student, m
     with pytest.raises(LabelMismatchError, match=message) as caught:
         check_same_labels(NAMES, teacher, student)
     assert all(str(names) in str(caught.value) for names in (NAMES, teacher, student))
-
-
-@given(st.lists(st.integers(0, 5), min_size=1))
-def test_majority_share_is_the_best_constant_accuracy(labels):
-    assert majority_share(labels) == max(labels.count(c) for c in labels) / len(labels)
-
-
-def test_majority_share_of_nothing():
-    with pytest.raises(DataError, match="at least 1 label"):
-        majority_share([])

@@ -210,9 +210,9 @@ def test_hub_problems_are_one_line_and_point_to_a_local_copy(monkeypatch, error,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("task", "config"), [(get_task("rte"), ["rte"]), (MINE, [])])
-def test_glue_tasks_are_configurations_on_the_hub(monkeypatch, task, config):
-    rows = [dict.fromkeys(task.text_columns, "a") | {"label": i, "idx": i} for i in (0, 1)]
+@pytest.mark.parametrize("dataset_config", ["rte", None])
+def test_configuration_of_a_hub_dataset_is_passed_on(monkeypatch, dataset_config):
+    rows = [dict.fromkeys(MINE.text_columns, "a") | {"label": i, "idx": i} for i in (0, 1)]
     calls = []
 
     def load_dataset(*args):
@@ -220,9 +220,9 @@ def test_glue_tasks_are_configurations_on_the_hub(monkeypatch, task, config):
         return datasets.DatasetDict({"train": Dataset.from_list(rows)})
 
     monkeypatch.setattr(sources, "load_dataset", load_dataset)
-    splits, _ = load_splits("me/data", task, ["train"])
-    assert calls == [["me/data", *config]]
-    assert splits["train"].column_names == [*task.text_columns, "label"]
+    splits, _ = load_splits("me/data", MINE, ["train"], dataset_config=dataset_config)
+    assert calls == [["me/data", dataset_config]]
+    assert splits["train"].column_names == [*MINE.text_columns, "label"]
 
 
 # Real data

@@ -245,3 +245,14 @@ def test_no_class_is_patched(architecture):
         assert {name for name in before[cls] if vars(cls).get(name) is not before[cls][name]} == set(), cls
         assert set(vars(cls)) == set(before[cls]), cls
     assert torch.equal(logits_of(tiny_model(architecture), batch), logits)
+
+
+def test_half_precision_model_reloads_bit_equal(tmp_path):
+    model = tiny_model().to(torch.bfloat16)
+    swap_activations_(model, LMAConfig(per_channel=True))
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.bfloat16}
+    model.save_pretrained(tmp_path)
+    batch = padded_batch(model, [9, 4])
+    reloaded = type(model).from_pretrained(tmp_path).eval()
+    assert reloaded.dtype == torch.bfloat16
+    assert torch.equal(logits_of(reloaded, batch), logits_of(model, batch))
