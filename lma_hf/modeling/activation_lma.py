@@ -14,10 +14,10 @@ from .statistics_lma import global_statistics, to_std, token_statistics
 
 
 def segment_index(x, lower, step, num_segments):
-    """Segment of every element: clamp(floor((x - lower) / step), 0, k - 1), as int32; NaN falls into segment 0."""
+    """Segment of every element: clamp(floor((x - lower) / step), 0, k - 1), as int32; NaN falls into any."""
     position = x.to(torch.promote_types(x.dtype, lower.dtype)).sub(lower).div_(step)
-    # fmax drops NaN, and truncation is floor for what is not negative
-    return torch.fmax(position, position.new_zeros(()), out=position).clamp_(max=num_segments - 1).to(torch.int32)
+    # truncation is floor for what is not negative; NaN becomes some integer, which the second clamp catches
+    return position.clamp_(0, num_segments - 1).to(torch.int32).clamp_(0, num_segments - 1)
 
 
 def _table_index(x, lower, step, table):
