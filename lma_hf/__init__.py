@@ -22,6 +22,9 @@ _HOMES = {
     "teach": "cli.teach",
     "distill": "cli.distill",
     "evaluate": "cli.evaluate",
+    "TeachConfig": "training.config",
+    "DistillConfig": "training.config",
+    "EvaluateConfig": "training.config",
     "LmaHfError": "errors",
 }
 __all__ = [*_HOMES, "__version__"]

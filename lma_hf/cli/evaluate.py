@@ -13,15 +13,17 @@ from lma_hf.training.checkpoint import write_json
 from lma_hf.training.config import EvaluateConfig
 
 
-def evaluate(config, task=None, **options):
-    """Score a saved model on a task's validation splits.
+def evaluate(model_dir, task=None, **options):
+    """Score a saved model on a task's validation splits: `evaluate("student", "rte", dataset="my_glue")`.
 
-    Args: config: an `EvaluateConfig`, or the model's folder together with a GLUE `task` name and further fields of
-        EvaluateConfig as keywords: `evaluate("student", "rte", dataset="glue")`.
+    Args:
+        model_dir: the model's folder or hub id, or a whole `EvaluateConfig` in place of all arguments.
+        task: GLUE task name; None for own data, whose columns `options` name. options: fields of `EvaluateConfig`.
     Returns: split -> metric -> value in [-1, 1].
     """
+    config = model_dir
     if not isinstance(config, EvaluateConfig):
-        config = EvaluateConfig(model_dir=str(config), task_name=task, **options)
+        config = EvaluateConfig(model_dir=str(model_dir), task_name=task, **options)
     if config.output_file:
         check_output_file(Path(config.output_file))
     results = score_saved_model(config)

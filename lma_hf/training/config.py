@@ -54,7 +54,7 @@ class TrainConfig(DataConfig):
     per_device_train_batch_size: int = option(32, "rows of a training batch, on each device")
     gradient_accumulation_steps: int = option(1, "batches that make one optimizer step")
     learning_rate: float = option(5e-5, "peak learning rate of the weights")
-    activation_learning_rate: float = option(5e-3, "peak learning rate of activation parameters (no weight decay)")
+    activation_learning_rate: float = option(1e-3, "peak learning rate of activation parameters (no weight decay)")
     weight_decay: float = option(0.01, "AdamW weight decay; not on biases, norms and activations")
     lr_scheduler_type: Literal["linear", "cosine"] = option("linear", "decay after the warm-up")
     warmup_ratio: float = option(0.1, "share of the steps that warm the learning rate up")
@@ -109,7 +109,7 @@ class DistillConfig(TrainConfig):
     distill_loss_weight: float = option(0.7, "weight of the loss against the teacher's logits")
     hidden_loss_weight: float = option(0.0, "weight of the hidden-state loss along the layer map")
     allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
-    learning_rate: float = option(3e-4, "peak learning rate of the weights")
+    learning_rate: float = option(2e-4, "peak learning rate of the weights")
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,8 +146,8 @@ class QuickstartConfig:
     cache_dir: str = option("~/.cache/lma_hf", "where downloads are kept")
     num_layers: int = option(3, "layers of the students")
     teacher_epochs: int = option(2, "passes over the training rows for the teacher")
-    student_epochs: int = option(3, "passes over the training rows for each student")
-    max_train_samples: int | None = option(None, "train on a random subset of so many rows")
+    student_epochs: int = option(2, "passes over the training rows for each student")
+    max_train_samples: int | None = option(6000, "train on a random subset of so many rows; null: all")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "unset: bf16 where the hardware has it")
     seed: int = option(42, "seed of weights, dropout and data order")
 
