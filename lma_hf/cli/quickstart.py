@@ -65,7 +65,7 @@ def quickstart(config):
             )
         )
     say("5/5 measuring")
-    rows = compare(folder, splits["validation"]["text"])
+    rows = compare(folder, list(splits["validation"]["text"]))
     write_json({"table": rows, "environment": environment()}, folder / RESULTS)
     print_table(rows, "Movie reviews: fresh or rotten")
     show_how_to_load(folder / "student-lma", splits["test"]["text"][0])

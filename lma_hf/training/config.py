@@ -109,7 +109,7 @@ class DistillConfig(TrainConfig):
     distill_loss_weight: float = option(0.7, "weight of the loss against the teacher's logits")
     hidden_loss_weight: float = option(0.0, "weight of the hidden-state loss along the layer map")
     allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
-    learning_rate: float = option(2e-4, "peak learning rate of the weights")
+    learning_rate: float = option(3e-4, "peak learning rate of the weights")
 
     def __post_init__(self):
         super().__post_init__()
