@@ -146,7 +146,7 @@ class QuickstartConfig:
     cache_dir: str = option("~/.cache/lma_hf", "where downloads are kept")
     num_layers: int = option(3, "layers of the students")
     teacher_epochs: int = option(2, "passes over the training rows for the teacher")
-    student_epochs: int = option(2, "passes over the training rows for each student")
+    student_epochs: int = option(3, "passes over the training rows for each student")
     max_train_samples: int | None = option(6000, "train on a random subset of so many rows; null: all")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "unset: bf16 where the hardware has it")
     seed: int = option(42, "seed of weights, dropout and data order")

@@ -26,8 +26,8 @@ def test_table_holds_teacher_and_both_students(folder):
     teacher, *students = table
     for student in students:
         assert student["size_mb"] < teacher["size_mb"]
-        assert student["latency_ms, batch 32"] < teacher["latency_ms, batch 32"]
-        assert student["validation accuracy %"] > teacher["validation accuracy %"] - 4
+        assert student["latency_ms_batch_32"] < teacher["latency_ms_batch_32"]
+        assert student["validation_accuracy"] > teacher["validation_accuracy"] - 4
 
 
 def test_the_printed_lines_load_the_student_in_a_fresh_process(folder):
