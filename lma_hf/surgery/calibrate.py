@@ -1,5 +1,6 @@
 """Calibration: statistics of real tokens, then the fit, then a report of how close the swapped model stays."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +104,8 @@ def _collect_statistics(model, modules, batches):
         count, mean, m2 = merge_statistics(*(torch.stack(part) for part in zip(*samples, strict=True)))
         module.running_mean.copy_(mean)
         module.running_std.copy_(to_std(count, m2))
-        module.num_batches_tracked.fill_(len(samples))
+        # worth a full window of the moving average, into however many batches the same rows were cut
+        module.num_batches_tracked.fill_(math.ceil(1 / module.settings.momentum))
     return outputs
 
 

@@ -88,7 +88,7 @@ def test_file_of_comments_changes_nothing(yaml_file):
         ("fp16: maybe", "fp16: got 'maybe', expected true or false"),
         ("task_name: no", "task_name: got False, expected str; put the value in quotes"),
         ("revision: 1.0e+5", "revision: got 100000.0, expected str; put the value in quotes"),
-        ("layers: 1", "layers: got 1, expected a list of int"),
+        ("layers: {a: 1}", "layers: got {'a': 1}, expected a list of int"),
         ("layers: [1, x]", "layers: got 'x', expected int"),
         ("activation: glu", "activation: got 'glu', expected one of lma, gelu; the nearest is gelu"),
         ("fp16: true\nfp16: false", "line 2: key 'fp16' stands twice"),
