@@ -1,6 +1,5 @@
 """The one training loop, on Accelerate: one device or many, any objective."""
 
-import logging
 import math
 import time
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from accelerate.utils import tqdm
 
 from lma_hf.errors import TrainingError
 from lma_hf.training.optimizer import build_optimizer, build_scheduler
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
