@@ -6,7 +6,9 @@ with `from_pretrained`. Everything else is imported on first use.
 
 import importlib
 
+from .kernels.registry import kernels_for as _kernels_for
 from .modeling.modeling_lma import register as _register
+from .modeling.reference_lma import use_kernels as _use_kernels
 
 __version__ = "0.1.0"
 
@@ -14,7 +16,7 @@ _HOMES = {
     "LMAConfig": "modeling.configuration_lma",
     "BaselineConfig": "modeling.configuration_lma",
     "LMA": "modeling.activation_lma",
-    "lma": "modeling.activation_lma",
+    "lma": "modeling.reference_lma",
     "swap_activations_": "surgery.swap",
     "restore_activations_": "surgery.swap",
     "calibrate_": "surgery.calibrate",
@@ -25,6 +27,7 @@ _HOMES = {
     "TeachConfig": "training.config",
     "DistillConfig": "training.config",
     "EvaluateConfig": "training.config",
+    "use_kernel": "kernels.registry",
     "LmaHfError": "errors",
 }
 __all__ = [*_HOMES, "__version__"]
@@ -41,3 +44,4 @@ def __dir__():
 
 
 _register()
+_use_kernels(_kernels_for)

@@ -42,6 +42,12 @@ class DownloadError(LmaHfError, RuntimeError):
     exit_code = 1
 
 
+class KernelError(LmaHfError, RuntimeError):
+    """A kernel that was asked for cannot be had on this machine."""
+
+    exit_code = 1
+
+
 class TrainingError(LmaHfError, RuntimeError):
     """The run itself failed, for example because the loss became NaN."""
 

@@ -27,7 +27,7 @@ ROOMS = {
 ROOMS["compare"] = {*ROOMS, "__init__"}
 ROOMS["cli"] = {*ROOMS, "__init__"}
 # everything else the package offers is imported on first use
-ROOMS["__init__"] = {"modeling"}
+ROOMS["__init__"] = {"modeling", "kernels"}
 # folders that travel with a pushed model must work without lma_hf
 FLAT = {"modeling": {"torch", "transformers"}}
 
@@ -154,7 +154,7 @@ def test_import_is_light():
         " sorted(after & {'datasets', 'sklearn', 'evaluate'}))"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert result.stdout.strip() == "['lma_hf'] ['modeling'] False []"
+    assert result.stdout.strip() == "['lma_hf'] ['errors', 'kernels', 'modeling'] False []"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -1,4 +1,4 @@
-"""Light Multi-segment Activation (Xu et al., AAAI 2020, arXiv 1907.06870): the function and the module."""
+"""Light Multi-segment Activation (Xu et al., AAAI 2020, arXiv 1907.06870) as a module."""
 
 import math
 from collections import deque
@@ -6,97 +6,13 @@ from dataclasses import asdict
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
 from .configuration_lma import LMAConfig
-from .statistics_lma import global_statistics, to_std, token_statistics
+from .reference_lma import kernels_for, lma
+from .statistics_lma import global_statistics, to_std
 
-
-def segment_index(x, lower, step, num_segments):
-    """Segment of every element: clamp(floor((x - lower) / step), 0, k - 1), as int32; NaN falls into any."""
-    position = x.to(torch.promote_types(x.dtype, lower.dtype)).sub(lower).div_(step)
-    # truncation is floor for what is not negative; NaN becomes some integer, which the second clamp catches
-    return position.clamp_(0, num_segments - 1).to(torch.int32).clamp_(0, num_segments - 1)
-
-
-def _table_index(x, lower, step, table):
-    """Flat index of every element into `table` of shape (k,) or (channels, k)."""
-    num_segments = table.shape[-1]
-    index = segment_index(x, lower, step, num_segments)
-    if table.dim() == 2:
-        index += torch.arange(0, table.numel(), num_segments, dtype=torch.int32, device=x.device)
-    return index.reshape(-1)
-
-
-def _look_up(table, index, shape):
-    return table.reshape(-1).index_select(0, index).view(shape)
-
-
-def _segment_sums(values, index, table):
-    """Sum of `values` over each segment. Channels are summed apart first, which keeps float32 sums short."""
-    num_segments, channels = table.shape[-1], values.shape[-1]
-    sums = values.new_zeros(channels * num_segments)
-    if table.dim() == 1:
-        offsets = torch.arange(0, sums.numel(), num_segments, dtype=torch.int32, device=values.device)
-        index = (index.view(values.shape) + offsets).view(-1)
-    sums.index_add_(0, index, values.reshape(-1))
-    return sums.view(table.shape) if table.dim() == 2 else sums.view(channels, num_segments).sum(0)
-
-
-class _LMAFunction(torch.autograd.Function):
-    """Keeps only the input for backward, as GELU does; segments are computed again (authors' form keeps three)."""
-
-    @staticmethod
-    def forward(ctx, x, slope, intercept, lower, step):
-        ctx.save_for_backward(x, slope, lower, step)
-        index = _table_index(x, lower, step, slope)
-        y = _look_up(slope, index, x.shape).mul(x).add_(_look_up(intercept, index, x.shape))
-        return y.to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, slope, lower, step = ctx.saved_tensors
-        index = _table_index(x, lower, step, slope)
-        grad_x = grad_slope = grad_intercept = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _look_up(slope, index, x.shape).mul(grad).to(x.dtype)
-        grad = grad.to(torch.promote_types(grad.dtype, slope.dtype))
-        if ctx.needs_input_grad[1]:
-            grad_slope = _segment_sums(grad * x, index, slope)
-        if ctx.needs_input_grad[2]:
-            grad_intercept = _segment_sums(grad, index, slope)
-        return grad_x, grad_slope, grad_intercept, None, None
-
-
-def lma(x, slope, intercept, lower, step):
-    """Piecewise linear y = slope[i] * x + intercept[i] with i = clamp(floor((x - lower) / step), 0, k - 1).
-
-    The bounds are not differentiated through; the outermost segments extend to infinity (paper, section 3).
-
-    Args:
-        x: of shape (..., channels), any floating dtype; computed in at least float32.
-        slope, intercept: of shape (k,), or (channels, k) for own pieces a channel.
-        lower: where segment 0 would begin if it did not extend to minus infinity, of shape () or (channels,).
-        step: width of a segment, > 0, of the shape of `lower`.
-    Returns: y of the shape and dtype of x.
-    Raises: ValueError if the shapes do not fit.
-    """
-    if slope.shape != intercept.shape or slope.dim() not in (1, 2):
-        raise ValueError(
-            f"slope and intercept must share the shape (k,) or (channels, k), got {tuple(slope.shape)} "
-            f"and {tuple(intercept.shape)}"
-        )
-    if slope.dim() == 2 and (x.dim() == 0 or x.shape[-1] != slope.shape[0]):
-        raise ValueError(f"x has the shape {tuple(x.shape)}, its last dimension must be the {slope.shape[0]} channels")
-    at_least_float32 = torch.promote_types(x.dtype, torch.float32)
-    slope, intercept, lower, step = (
-        tensor.to(torch.promote_types(tensor.dtype, at_least_float32)) for tensor in (slope, intercept, lower, step)
-    )
-    if x.dim() == 0:
-        return lma(x[None], slope, intercept, lower, step)[0]
-    return _LMAFunction.apply(x, slope, intercept, lower, step)
+__all__ = ["LMA", "lines_through_knots", "lma"]
 
 
 def lines_through_knots(height, lower, step):
@@ -148,6 +64,8 @@ class LMA(nn.Module):
         self.register_buffer("running_std", torch.empty(shape))
         self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.long))
         self.token_mask = None  # a TokenMask that the surrounding model fills in
+        # Whether num_batches_tracked is known to be above 0; asking a GPU would make it wait
+        self._has_statistics = False
         # What recent forward passes used, for gradient checkpointing's second run
         self._recent_bounds = deque(maxlen=64)
         self.reset_parameters()
@@ -165,6 +83,7 @@ class LMA(nn.Module):
         init.zeros_(self.running_mean)
         init.ones_(self.running_std)
         init.zeros_(self.num_batches_tracked)
+        self._has_statistics = False
         k = self.settings.num_segments
         if self.settings.continuous:
             init.copy_(self.height, self.relu_heights())
@@ -181,9 +100,28 @@ class LMA(nn.Module):
         return (lower[..., None] + step[..., None] * index) * (index > self.settings.num_segments // 2)
 
     def forward(self, x):
-        lower, step = self.bounds(*self._statistics_for(x))
-        slope, intercept = self.lines(lower, step)
-        return lma(x, slope, intercept, lower, step)
+        kernels = kernels_for(x, self.settings.num_segments)
+        if self._places_by_running_statistics():
+            return self._forward_and_track(x, kernels)
+        lower, step = self.bounds(*self._statistics_for(x, kernels))
+        return kernels.lma(x, *self.lines(lower, step), lower, step)
+
+    def _forward_and_track(self, x, kernels):
+        """Segments from the running statistics; the batch's own are taken in the same pass over x."""
+        used = self.running_mean.clone(), self.running_std.clone()
+        lower, step = self.bounds(*used)
+        y, *statistics = kernels.lma_with_statistics(x, *self.lines(lower, step), lower, step, self._mask())
+        self._remember(x, used)
+        self._update_running(*self._mean_and_std(*statistics))
+        return y
+
+    def _places_by_running_statistics(self):
+        """Whether this is a training pass that needs nothing of the batch to place the segments."""
+        if not self.training or self.settings.statistics != "running" or torch.compiler.is_compiling():
+            return False
+        if not self._has_statistics:
+            self._has_statistics = bool(self.num_batches_tracked > 0)
+        return self._has_statistics and not _in_backward()
 
     def bounds(self, mean, std):
         """Lower end and width of the segments; a constant input (std 0) still gets a positive width."""
@@ -196,28 +134,29 @@ class LMA(nn.Module):
             return lines_through_knots(self.height, lower, step)
         return self.slope, self.intercept
 
-    def _statistics_for(self, x):
+    def _statistics_for(self, x, kernels):
         """Mean and standard deviation that place the segments for this input; updates the running ones."""
         if not self.training or self.settings.statistics == "frozen":
             return self.running_mean, self.running_std
         if _in_backward():
             return self._recall(x)
-        batch_mean, batch_std = self._batch_statistics(x)
-        used = batch_mean, batch_std
+        batch = self._mean_and_std(*kernels.token_statistics(x, self._mask(), self.settings.per_channel))
+        used = batch
         if self.settings.statistics == "running":
             first = self.num_batches_tracked == 0
-            used = (
-                torch.where(first, batch_mean, self.running_mean),
-                torch.where(first, batch_std, self.running_std),
-            )
-        self._recent_bounds.append([_fingerprint(x), *used, False])
-        self._update_running(batch_mean, batch_std)
+            running = self.running_mean, self.running_std
+            used = tuple(torch.where(first, new, old) for new, old in zip(batch, running, strict=True))
+        self._remember(x, used)
+        self._update_running(*batch)
         return used
 
+    def _mask(self):
+        return self.token_mask.value if self.token_mask is not None else None
+
     @torch.no_grad()
-    def _batch_statistics(self, x):
-        mask = self.token_mask.value if self.token_mask is not None else None
-        count, mean, m2 = global_statistics(*token_statistics(x, mask, self.settings.per_channel))
+    def _mean_and_std(self, count, mean, m2):
+        """Those of the global batch, from the statistics of this process's part."""
+        count, mean, m2 = global_statistics(count, mean, m2)
         # a batch without a real token says nothing
         empty = count == 0
         return torch.where(empty, self.running_mean, mean), torch.where(empty, self.running_std, to_std(count, m2))
@@ -234,6 +173,11 @@ class LMA(nn.Module):
         self.running_mean.lerp_(mean.to(dtype), weight)
         self.running_std.lerp_(std.to(dtype), weight)
 
+    def _remember(self, x, used):
+        # a compiled graph does not run twice
+        if not torch.compiler.is_compiling():
+            self._recent_bounds.append([_fingerprint(x), *used, False])
+
     def _recall(self, x):
         """Statistics of the forward pass that gradient checkpointing is running again, found by its input."""
         if not self._recent_bounds:
@@ -245,13 +189,17 @@ class LMA(nn.Module):
         best[3] = True
         return best[1], best[2]
 
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._has_statistics = False
+
     def extra_repr(self):
         return ", ".join(f"{key}={value}" for key, value in asdict(self.settings).items())
 
 
 def _in_backward():
     """Whether autograd is running, that is, whether this forward is gradient checkpointing's second one."""
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _fingerprint(x, samples=64):

@@ -16,7 +16,7 @@ def token_statistics(x, mask=None, per_channel=False):
     """
     rows = x.detach().reshape(-1, x.shape[-1])
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    weight = None if mask is None else _row_weights(x, mask).to(rows.dtype)
+    weight = None if mask is None else real_rows(x, mask).to(rows.dtype)
     count = rows.new_tensor(rows.shape[0]) if weight is None else weight.sum()
 
     # autocast would turn the products below into bfloat16
@@ -31,7 +31,8 @@ def token_statistics(x, mask=None, per_channel=False):
     return count, mean, m2 if per_channel else m2.sum()
 
 
-def _row_weights(x, mask):
+def real_rows(x, mask):
+    """The mask as one truth value for each row of x. Raises: ValueError if it does not fit."""
     if mask.shape != x.shape[:-1]:
         raise ValueError(
             f"LMA needs an attention mask of shape {tuple(x.shape[:-1])} (batch, length), got {tuple(mask.shape)}; "
