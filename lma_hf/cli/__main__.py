@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from lma_hf.cli.parser import parse_config
 from lma_hf.errors import ConfigError, LmaHfError
-from lma_hf.training.config import DistillConfig, EvaluateConfig, QuickstartConfig, TeachConfig
+from lma_hf.training.config import DistillConfig, EvaluateConfig, ProfileConfig, QuickstartConfig, TeachConfig
 
 # verb -> (settings, description); lma_hf/cli/<verb>.py holds the function of that name
 VERBS = {
@@ -18,6 +18,7 @@ VERBS = {
     "teach": (TeachConfig, "Fine-tune a teacher on a GLUE task or your own data."),
     "distill": (DistillConfig, "Distil a shallow student from a fine-tuned teacher."),
     "evaluate": (EvaluateConfig, "Evaluate a saved model on a task's validation splits."),
+    "profile": (ProfileConfig, "Say which kernel computes LMA here, and how fast it is."),
 }
 USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(
     f"  {verb:<11} {description}" for verb, (_, description) in VERBS.items()

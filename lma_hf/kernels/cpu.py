@@ -7,15 +7,14 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
 from lma_hf.errors import KernelError
-from lma_hf.kernels import ops  # noqa: F401  the library implements these operators
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +26,20 @@ NAME = "lma_hf_cpu"
 def load():
     """Compile the library if need be and load it.
 
-    Raises: KernelError if there is no compiler, the cache cannot be written, or the compilation fails.
+    Raises: KernelError if there is no compiler, the cache cannot be used, or the compilation fails.
     """
     library = cache_folder() / f"{NAME}.so"
-    if not library.exists():
-        _build_once(library)
+    try:
+        if not library.exists():
+            _build_once(library)
+    except OSError as error:
+        raise KernelError(
+            f"the cache {library.parent.parent} cannot be used ({error}); set TORCH_EXTENSIONS_DIR to another folder"
+        ) from error
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        raise KernelError(
-            f"{library} cannot be loaded ({error}); delete its folder to have it compiled anew"
-        ) from error
+        raise KernelError(f"{library} cannot be loaded ({error}); delete its folder to compile it anew") from error
 
 
 def cache_folder():
@@ -54,24 +56,25 @@ def cache_folder():
 def _build_once(library):
     """Compile under a lock that dies with its process, in a folder of its own that is renamed when complete."""
     folder = library.parent
-    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    compiler = next(iter(shlex.split(os.environ.get("CXX", "c++"))), "")
     if shutil.which(compiler) is None:
         raise KernelError(f"there is no C++ compiler {compiler!r}; install g++ or clang, or name one in CXX")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if library.exists():
-                return
-            logger.warning("compiling LMA's CPU kernel into %s (once, under a minute)", folder)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
-                _compile(Path(temporary))
-                Path(temporary).rename(folder)
-                # for the TemporaryDirectory to remove
-                Path(temporary).mkdir()
-    except OSError as error:
-        raise KernelError(
-            f"the cache {folder.parent} cannot be written ({error}); set TORCH_EXTENSIONS_DIR to a folder that can"
-        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if library.exists():
+            return
+        logger.warning("compiling LMA's CPU kernel into %s (once, under a minute)", folder)
+        unfinished = folder.with_name(f"{folder.name}.build")
+        # what a build that was killed has left
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            _compile(unfinished)
+            # a folder without its library is of no use to anyone
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _compile(folder):
@@ -81,7 +84,7 @@ def _compile(folder):
     try:
         with _ninja_on_path():
             compile_and_load(NAME, sources, extra_cflags=FLAGS, build_directory=folder, is_python_module=False)
-    except (RuntimeError, ImportError) as error:
+    except (RuntimeError, ImportError, subprocess.CalledProcessError) as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
         raise KernelError(f"compiling the CPU kernel failed: {lines[-1].strip()}") from error
 

@@ -82,6 +82,19 @@ register_autograd("lma_hf::lma", _backward, setup_context=_keep_input, lib=libra
 register_autograd("lma_hf::lma_with_statistics", _backward, setup_context=_keep_input, lib=library)
 
 
+def _no_derivative(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output)
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError("LMA is not differentiable twice: its kernels stop at the first derivative")
+
+
+# statistics are not differentiated through (paper, section 3)
+register_autograd("lma_hf::token_statistics", _refuse, setup_context=_no_derivative, lib=library)
+register_autograd("lma_hf::lma_backward", _refuse, lib=library)
+
+
 def lma(x, slope, intercept, lower, step):
     """`lma_hf.lma`, by the kernel that is registered for the device of x."""
     if x.dim() == 0:
@@ -91,6 +104,8 @@ def lma(x, slope, intercept, lower, step):
 
 def lma_with_statistics(x, slope, intercept, lower, step, mask=None):
     """`lma` and the token statistics of x; see `lma_hf.modeling.reference_lma.lma_with_statistics`."""
+    if slope.dim() != lower.dim() + 1:  # pieces are shared and bounds are not, or the reverse
+        return lma(x, slope, intercept, lower, step), *token_statistics(x, mask, slope.dim() == 2)
     return torch.ops.lma_hf.lma_with_statistics(x, *_aligned(x, slope, intercept, lower, step), _checked(x, mask))
 
 
@@ -102,11 +117,12 @@ def token_statistics(x, mask=None, per_channel=False):
 def _aligned(x, slope, intercept, lower, step):
     """Tables in float32, and bounds per channel exactly where the pieces are."""
     check_shapes(x, slope, intercept)
-    if slope.dim() == 2 and lower.dim() == 0:
-        lower, step = lower.expand(x.shape[-1]), step.expand(x.shape[-1])
-    if slope.dim() == 1 and lower.dim() == 1:
-        slope, intercept = slope.expand(x.shape[-1], -1), intercept.expand(x.shape[-1], -1)
-    return tuple(tensor.to(torch.float32) for tensor in (slope, intercept, lower, step))
+    if slope.dim() != lower.dim() + 1:
+        if slope.dim() == 1:
+            slope, intercept = slope.expand(x.shape[-1], -1), intercept.expand(x.shape[-1], -1)
+        else:
+            lower, step = lower.expand(x.shape[-1]), step.expand(x.shape[-1])
+    return slope.float(), intercept.float(), lower.float(), step.float()
 
 
 def _checked(x, mask):

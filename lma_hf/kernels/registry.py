@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from lma_hf.errors import ConfigError, KernelError
+from lma_hf.kernels import ops
 from lma_hf.modeling.reference_lma import REFERENCE, Kernels
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_SEGMENTS = 64
 
 _chosen = None  # by use_kernel; None: by the environment
-_loaded = {}  # kernel -> its Kernels, or the KernelError that says why there are none
+_loaded = {}  # kernel -> its Kernels, or why there are none
 
 
 class Choice(NamedTuple):
@@ -54,7 +55,7 @@ def kernels_for(x, num_segments):
 
 def chosen_kernel():
     """The choice that holds. Raises: ConfigError if LMA_HF_KERNEL is none of CHOICES."""
-    choice = _chosen or os.environ.get(VARIABLE, "auto")
+    choice = _chosen or os.environ.get(VARIABLE) or "auto"
     if choice not in CHOICES:
         raise ConfigError(f"{VARIABLE} is {choice!r}, allowed are {', '.join(CHOICES)}")
     return choice
@@ -100,21 +101,22 @@ def _kernel_for(device_type):
 
 
 def _devices_of(kernel):
-    devices = [device for device, made in MADE_FOR.items() if made == kernel]
-    # Triton's interpreter, for tests without a GPU
-    return [*devices, "cpu"] if kernel == "triton" and os.environ.get("TRITON_INTERPRET") == "1" else devices
+    # with Triton's interpreter, for tests without a GPU
+    if kernel == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        return ["cpu"]
+    return [device for device, made in MADE_FOR.items() if made == kernel]
 
 
 def _load(kernel):
-    """Load a kernel once. Raises: KernelError, the same each time, if it cannot be had."""
+    """Load a kernel once. Raises: KernelError, for the same reason each time, if it cannot be had."""
     if kernel not in _loaded:
         try:
             importlib.import_module(f"lma_hf.kernels.{kernel}").load()
-            ops = importlib.import_module("lma_hf.kernels.ops")
             _loaded[kernel] = Kernels(kernel, ops.lma, ops.lma_with_statistics, ops.token_statistics)
         except KernelError as error:
-            _loaded[kernel] = error
+            # not the error itself, whose traceback would keep the model's input alive
+            _loaded[kernel] = str(error)
             if chosen_kernel() == "auto":
-                logger.warning("LMA runs on its reference implementation, which is slower: %s", error)
-    if isinstance(_loaded[kernel], KernelError):
-        raise _loaded[kernel]
+                logger.warning("LMA runs on its reference implementation, which is slower: %s", _loaded[kernel])
+    if isinstance(_loaded[kernel], str):
+        raise KernelError(_loaded[kernel])

@@ -125,8 +125,9 @@ class LMA(nn.Module):
 
     def bounds(self, mean, std):
         """Lower end and width of the segments; a constant input (std 0) still gets a positive width."""
-        reach = self.settings.range_sigmas * std.clamp_min(1e-6)
-        return mean - reach, 2 * reach / self.settings.num_segments
+        k = self.settings.num_segments
+        step = std.clamp_min(1e-6) * (2 * self.settings.range_sigmas / k)
+        return torch.sub(mean, step, alpha=k / 2), step
 
     def lines(self, lower, step):
         """Slope and intercept of every piece, whichever way they are parametrised."""

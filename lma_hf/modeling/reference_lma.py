@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .statistics_lma import token_statistics
+from .statistics_lma import as_rows, token_statistics
 
 # Elements that are worked on at a time, so that intermediate results stay in the cache (4096 x 1536: 80 ms -> 10 ms)
 CHUNK = 2**18
@@ -24,7 +24,7 @@ def segment_index(x, lower, step, num_segments):
 
 def _chunks(*tensors):
     """The tensors as rows of channels, in matching pieces of about CHUNK elements; all at once where we are traced."""
-    rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]
+    rows = [as_rows(tensor) for tensor in tensors]
     if torch.compiler.is_compiling() or rows[0].numel() <= CHUNK:
         return [rows]
     count = max(1, CHUNK // rows[0].shape[1])

@@ -4,6 +4,11 @@ import torch
 import torch.distributed as dist
 
 
+def as_rows(x):
+    """x as (rows, channels), also where one of them is 0."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
 def token_statistics(x, mask=None, per_channel=False):
     """Count, mean and sum of squared deviations of `x` over its real tokens.
 
@@ -14,9 +19,14 @@ def token_statistics(x, mask=None, per_channel=False):
     Returns: (count, mean, m2), each of shape (channels,) if `per_channel`, else (); at least float32.
     Raises: ValueError if the mask does not fit.
     """
-    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = as_rows(x.detach())
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    weight = None if mask is None else real_rows(x, mask).to(rows.dtype)
+    weight = None
+    if mask is not None:
+        real = real_rows(x, mask)
+        weight = real.to(rows.dtype)
+        # a weight of 0 would not do for padding that is not finite
+        rows = rows.masked_fill(~real[:, None], 0)
     count = rows.new_tensor(rows.shape[0]) if weight is None else weight.sum()
 
     # autocast would turn the products below into bfloat16

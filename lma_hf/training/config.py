@@ -1,9 +1,13 @@
 """What a run can be told: one dataclass a command. YAML files and flags carry the same names."""
 
+import os
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lma_hf.errors import ConfigError
+
+MAX_ELEMENTS = 2**28  # of a tensor that `profile` times; the authors' form needs about 40 bytes for each
 
 
 def option(default, text):
@@ -154,6 +158,53 @@ class QuickstartConfig:
     def __post_init__(self):
         check_positive(self, "num_layers", "teacher_epochs", "student_epochs", "max_train_samples")
         check_seed(self)
+
+
+@dataclass(kw_only=True)
+class ProfileConfig:
+    """Which kernel computes LMA on this machine, and how fast it is there."""
+
+    output_dir: str | None = option(None, "folder for benchmark.csv, environment.json and the plots of activations")
+    parts: list[str] = option(["activation"], "what is timed: activation, ffn (two Linears around it), model (a BERT)")
+    shapes: list[str] = option(["4096x1536"], "activation: tokens x channels")
+    dtypes: list[str] = option(["float32", "bfloat16"], "float32 bfloat16 float16; autocast for ffn and model")
+    threads: list[int] | None = option(None, "numbers of CPU threads; ffn and model: the largest only; unset: torch's")
+    candidates: list[str] | None = option(None, "activations that are timed; unset: all, but not the slowest if large")
+    repeats: int = option(20, "timed repeats, of which the median is taken")
+
+    def __post_init__(self):
+        check_names("parts", self.parts, ("activation", "ffn", "model"))
+        check_names("dtypes", self.dtypes, ("float32", "bfloat16", "float16"))
+        check_names("threads", self.threads, range(1, (os.cpu_count() or 1) + 1))
+        check_positive(self, "repeats")
+        if not self.resolved_shapes:
+            raise ConfigError("shapes is empty; name tokens x channels such as 4096x1536")
+
+    @property
+    def resolved_shapes(self):
+        """The shapes as pairs of ints, each once. Raises: ConfigError if one is no shape or too large."""
+        return list(dict.fromkeys(_to_shape(text) for text in self.shapes))
+
+
+def _to_shape(text):
+    match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    shape = tuple(map(int, match.groups())) if match else None
+    if shape is None or shape[0] * shape[1] > MAX_ELEMENTS:
+        raise ConfigError(
+            f"shapes names {text!r}, allowed are tokens x channels such as 4096x1536, up to {MAX_ELEMENTS:,} elements"
+        )
+    return shape
+
+
+def check_names(key, values, allowed):
+    """Raises: ConfigError if a list that is set names nothing, a thing twice, or something that is not allowed."""
+    if values is None:
+        return
+    wrong = [f"names {value!r}" for value in values if value not in allowed]
+    twice = [f"names {value!r} twice" for value in values if values.count(value) > 1]
+    if wrong or twice or not values:
+        seen = [*wrong, *twice, "is empty"][0]
+        raise ConfigError(f"{key} {seen}, allowed are {', '.join(map(str, allowed))}")
 
 
 def check_positive(config, *keys):

@@ -13,7 +13,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #define LMA_HF_INSTRUCTION_SET avx2
-#include "loops.h"
+#include "dispatch.h"
 
 namespace lma_hf {
 namespace avx2 {

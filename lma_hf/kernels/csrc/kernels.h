@@ -37,15 +37,16 @@ struct Kernels {
   void (*forward)(Type, const void* x, void* y, int64_t n, const Table&);
   // forward, and the moments of x
   void (*forward_moments)(Type, const void* x, void* y, int64_t n, const Table&, double* mean, double* m2);
-  // gx[i] = slope[s] * g[i]; sums: k sums of g * x, then k sums of g; overwritten. Null: not wanted.
+  // gx[i] = slope[s] * g[i]; sums: k sums of g * x, then k sums of g, added to. Null: not wanted.
   void (*backward)(Type, const void* g, const void* x, void* gx, int64_t n, const Table&, float* sums);
   // mean and sum of squared deviations of n > 0 numbers
   void (*moments)(Type, const void* x, int64_t n, double* mean, double* m2);
   // the same for rows of `channels` numbers; sums: (2, k, channels), added to
   void (*forward_channels)(Type, const void* x, void* y, int64_t rows, const ChannelTables&);
-  void (*backward_channels)(Type, const void* g, const void* x, void* gx, int64_t rows, const ChannelTables&, float* sums);
+  void (*backward_channels)(
+      Type, const void* g, const void* x, void* gx, int64_t rows, const ChannelTables&, float* sums);
   // merges rows > 0 further rows into the mean and m2 of `count` rows before
-  void (*moments_channels)(Type, const void* x, int64_t rows, int64_t channels, int64_t count, float* mean, float* m2);
+  void (*moments_channels)(Type, const void* x, int64_t rows, int64_t channels, int64_t count, double* mean, double* m2);
 };
 
 // Null where the compiler's target has no such instructions.

@@ -1,4 +1,5 @@
-// The loops, once for all instruction sets. V is a vector type with the members of Scalar (scalar.h).
+// The loops with one table for all units, once for all instruction sets. V is a vector type with the members of Scalar
+// (scalar.h).
 #pragma once
 #include "kernels.h"
 #include "scalar.h"
@@ -7,17 +8,6 @@
 
 namespace lma_hf {
 namespace LMA_HF_INSTRUCTION_SET {
-
-// A channel's tables stay in registers while going down the rows of a tile, whose lines stay in the second-level
-// cache. 16 rows were fastest for 512 to 3072 channels.
-constexpr int64_t tile_rows = 16;
-
-// A column's lines lie too far apart for the hardware to foresee them. Into the second level: all of a column's lines
-// share a few sets of the first, which would throw them out again.
-template <class T>
-inline void prefetch(const T* line) { __builtin_prefetch(line, 0, 2); }
-template <class T>
-inline void prefetch_to_write(const T* line) { __builtin_prefetch(line, 1, 2); }
 
 template <class V>
 inline typename V::I segment(typename V::F x, typename V::F lower, typename V::F scale, typename V::F last) {
@@ -43,23 +33,28 @@ inline __attribute__((always_inline)) void unroll(const F& body) {
 template <class V, int K>
 constexpr bool in_registers = V::width > 1 && K <= max_register_segments;
 
-// ---- one table for all units ----
+template <class V>
+struct Bounds {
+  typename V::F lower, scale, last;
+  explicit Bounds(const Table& t)
+      : lower(V::set(t.lower)), scale(V::set(t.scale)), last(V::set(float(t.k - 1))) {}
+  typename V::I find(typename V::F x) const { return segment<V>(x, lower, scale, last); }
+};
 
 template <class V, int K>
 struct Pieces {
+  Bounds<V> bounds;
   typename V::template Lookup<K> slope, intercept;
-  typename V::F lower, scale, last;
-  explicit Pieces(const Table& t)
-      : slope(t.slope), intercept(t.intercept), lower(V::set(t.lower)), scale(V::set(t.scale)),
-        last(V::set(float(t.k - 1))) {}
-  typename V::I find(typename V::F x) const { return segment<V>(x, lower, scale, last); }
+  explicit Pieces(const Table& t) : bounds(t), slope(t.slope), intercept(t.intercept) {}
+  typename V::F operator()(typename V::F x) const {
+    const auto index = bounds.find(x);
+    return V::fma(slope(index), x, intercept(index));
+  }
 };
 
 template <class V, int K, class T>
 inline void forward_step(const T* x, T* y, const Pieces<V, K>& pieces) {
-  const auto value = V::load(x);
-  const auto index = pieces.find(value);
-  V::store(y, V::fma(pieces.slope(index), value, pieces.intercept(index)));
+  V::store(y, pieces(V::load(x)));
 }
 
 template <class V, class T, int K>
@@ -75,6 +70,12 @@ void forward(const T* x, T* y, int64_t n, const Table& table) {
   }
 }
 
+// Additions in float32 to one lane of a sum, before the lanes are added up: a longer sum would be less exact, a shorter
+// one slower.
+constexpr int64_t short_sum = 64;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Sums by segment, one accumulator for each segment and lane: in registers for few segments, else in memory.
 template <class V, int K, bool = in_registers<V, K>>
 struct Sums {
@@ -89,10 +90,10 @@ struct Sums {
       g[j] = V::add_where(here, g[j], grad);
     });
   }
-  void write(float* sums, int k) const {
+  void add_to(float* sums, int k) const {
     for (int j = 0; j < k; ++j) {
-      sums[j] = V::sum(gx[j]);
-      sums[k + j] = V::sum(g[j]);
+      sums[j] += V::sum(gx[j]);
+      sums[k + j] += V::sum(g[j]);
     }
   }
   // lane l belongs to channel l of `channels`
@@ -124,10 +125,10 @@ struct Sums<V, K, false> {
       g[at[lane]][lane] += grads[lane];
     }
   }
-  void write(float* sums, int k) const {
+  void add_to(float* sums, int k) const {
     for (int j = 0; j < k; ++j) {
-      sums[j] = V::sum(V::load(gx[j]));
-      sums[k + j] = V::sum(V::load(g[j]));
+      sums[j] += V::sum(V::load(gx[j]));
+      sums[k + j] += V::sum(V::load(g[j]));
     }
   }
   void add_to(float* sums, int k, int64_t channels) const {
@@ -144,87 +145,69 @@ template <class V>
 struct NoSums {
   explicit NoSums(int) {}
   void add(typename V::I, typename V::F, typename V::F) {}
-  void write(float*, int) const {}
+  void add_to(float*, int) const {}
   void add_to(float*, int, int64_t) const {}
 };
 
-template <class V, int K, class T, class S>
-inline void backward_step(const T* g, const T* x, T* gx, const Pieces<V, K>& pieces, S& sums) {
+template <class V, class T, class L, class S>
+inline void backward_step(const T* g, const T* x, T* gx, const Bounds<V>& bounds, const L& slope, S& sums) {
   const auto value = V::load(x), grad = V::load(g);
-  const auto index = pieces.find(value);
-  V::store(gx, V::mul(pieces.slope(index), grad));
+  const auto index = bounds.find(value);
+  V::store(gx, V::mul(slope(index), grad));
   sums.add(index, grad, value);
 }
 
 template <class V, class T, int K, class S>
 void backward(const T* g, const T* x, T* gx, int64_t n, const Table& table, float* result) {
-  const Pieces<V, K> pieces(table);
-  S sums(table.k);
+  const Bounds<V> bounds(table);
+  const typename V::template Lookup<K> slope(table.slope);
   int64_t i = 0;
-  for (; i + V::width <= n; i += V::width) backward_step<V, K>(g + i, x + i, gx + i, pieces, sums);
-  if (i < n) {
-    // a gradient of 0 at an input of 0 adds nothing
-    T grad[V::width] = {}, in[V::width] = {}, out[V::width];
-    std::memcpy(grad, g + i, (n - i) * sizeof(T));
-    std::memcpy(in, x + i, (n - i) * sizeof(T));
-    backward_step<V, K>(grad, in, out, pieces, sums);
-    std::memcpy(gx + i, out, (n - i) * sizeof(T));
-  }
-  sums.write(result, table.k);
-}
-
-// Two passes over what is in the cache by then; the second also corrects the first one's rounding.
-template <class V, class T>
-void moments(const T* x, int64_t n, double* mean, double* m2) {
-  constexpr int unroll = 4, step = unroll * V::width;
-  typename V::F part[unroll], squares[unroll];
-  for (auto& p : part) p = V::set(0);
-  int64_t i = 0;
-  for (; i + step <= n; i += step)
-    for (int u = 0; u < unroll; ++u) part[u] = V::add(part[u], V::load(x + i + u * V::width));
-  double total = 0;
-  for (const auto& p : part) total += V::sum(p);
-  for (; i < n; ++i) total += Scalar::load(x + i);
-  const float center = float(total / double(n));
-
-  for (int u = 0; u < unroll; ++u) part[u] = squares[u] = V::set(0);
-  for (i = 0; i + step <= n; i += step)
-    for (int u = 0; u < unroll; ++u) {
-      const auto deviation = V::sub(V::load(x + i + u * V::width), V::set(center));
-      part[u] = V::add(part[u], deviation);
-      squares[u] = V::fma(deviation, deviation, squares[u]);
+  while (i < n) {
+    S sums(table.k);
+    const int64_t stop = smaller(n, i + (V::width == 1 ? 4 * K : short_sum) * V::width);
+    for (; i + V::width <= stop; i += V::width) backward_step<V>(g + i, x + i, gx + i, bounds, slope, sums);
+    if (i < stop) {
+      // a gradient of 0 at an input of 0 adds nothing
+      T grad[V::width] = {}, in[V::width] = {}, out[V::width];
+      std::memcpy(grad, g + i, (stop - i) * sizeof(T));
+      std::memcpy(in, x + i, (stop - i) * sizeof(T));
+      backward_step<V>(grad, in, out, bounds, slope, sums);
+      std::memcpy(gx + i, out, (stop - i) * sizeof(T));
+      i = stop;
     }
-  double rest = 0, square = 0;
-  for (int u = 0; u < unroll; ++u) {
-    rest += V::sum(part[u]);
-    square += V::sum(squares[u]);
+    sums.add_to(result, table.k);
   }
-  for (; i < n; ++i) {
-    const double deviation = double(Scalar::load(x + i)) - center;
-    rest += deviation;
-    square += deviation * deviation;
-  }
-  *mean = center + rest / double(n);
-  *m2 = square - rest * rest / double(n);
 }
 
-// forward and moments in one pass. Deviations are taken from the middle of the segments' range, which is a running mean
-// and so close to the mean; where it is not, the difference below would lose digits, and moments() runs instead.
-template <class V, class T, int K>
-void forward_moments(const T* x, T* y, int64_t n, const Table& table, double* mean, double* m2) {
-  const Pieces<V, K> pieces(table);
-  const float center = table.lower + 0.5f * float(table.k) / table.scale;
-  auto sum = V::set(0), squares = V::set(0);
+// Moments from deviations from a center; visit(i, vector) is told of all but the last n % moments_step numbers.
+// Returns whether the center was close enough to the mean for the difference below to keep its digits.
+template <class V>
+constexpr int64_t moments_step = 4 * V::width;
+
+template <class V, class T, class F>
+inline bool moments_around(float center, const T* x, int64_t n, const F& visit, double* mean, double* m2) {
+  constexpr int64_t step = moments_step<V>;
+  // Short enough for deviations of half-precision numbers to be exact: their rounding would not average out.
+  center = from_bits(to_bits(center) & 0xfffff000);
+  const auto shift = V::set(center);
+  double total = 0, square = 0;
   int64_t i = 0;
-  for (; i + V::width <= n; i += V::width) {
-    const auto value = V::load(x + i), deviation = V::sub(value, V::set(center));
-    const auto index = pieces.find(value);
-    V::store(y + i, V::fma(pieces.slope(index), value, pieces.intercept(index)));
-    sum = V::add(sum, deviation);
-    squares = V::fma(deviation, deviation, squares);
+  while (i + step <= n) {
+    typename V::F sums[4], squares[4];
+    unroll<4>([&](auto u) { sums[u] = squares[u] = V::set(0); });
+    const int64_t stop = smaller(n, i + short_sum * step);
+    for (; i + step <= stop; i += step)
+      unroll<4>([&](auto u) {
+        const auto value = V::load(x + i + u * V::width), deviation = V::sub(value, shift);
+        visit(i + u * V::width, value);
+        sums[u] = V::add(sums[u], deviation);
+        squares[u] = V::fma(deviation, deviation, squares[u]);
+      });
+    for (int u = 0; u < 4; ++u) {
+      total += V::sum(sums[u]);
+      square += V::sum(squares[u]);
+    }
   }
-  forward<V, T, K>(x + i, y + i, n - i, table);
-  double total = V::sum(sum), square = V::sum(squares);
   for (; i < n; ++i) {
     const double deviation = double(Scalar::load(x + i)) - center;
     total += deviation;
@@ -233,217 +216,27 @@ void forward_moments(const T* x, T* y, int64_t n, const Table& table, double* me
   const double between = total * total / double(n), within = square - between;
   *mean = center + total / double(n);
   *m2 = within;
-  if (!(between <= 16 * within)) moments<V, T>(x, n, mean, m2);
-}
-
-// ---- own tables for each channel; lanes are neighbouring channels ----
-
-template <class V, int K, bool = in_registers<V, K>>
-struct ChannelLookup {  // piece-major: K registers, and a tree of selections by the bits of the index
-  typename V::F table[K];
-  ChannelLookup(const float* p, int64_t channel, const ChannelTables& t) {
-    unroll<K>([&](auto j) { table[j] = V::load(p + j * t.channels + channel); });
-  }
-  typename V::F operator()(typename V::I index) const {
-    typename V::F level[K / 2];
-    const auto lowest = V::bit(index, 0);
-    unroll<K / 2>([&](auto j) { level[j] = V::select(lowest, table[2 * j], table[2 * j + 1]); });
-    halve<K / 4>(level, index, 1);
-    return level[0];
-  }
-  template <int left>
-  static void halve(typename V::F* level, typename V::I index, int b) {
-    if constexpr (left > 0) {
-      const auto here = V::bit(index, b);
-      unroll<left>([&](auto j) { level[j] = V::select(here, level[2 * j], level[2 * j + 1]); });
-      halve<left / 2>(level, index, b + 1);
-    }
-  }
-};
-
-template <class V, int K>
-struct ChannelLookup<V, K, false> {
-  const float* table;
-  int64_t channel_stride, piece_stride;
-  ChannelLookup(const float* p, int64_t channel, const ChannelTables& t)
-      : channel_stride(K == max_segments ? t.k : 1), piece_stride(K == max_segments ? 1 : t.channels) {
-    table = p + channel * channel_stride;
-  }
-  typename V::F operator()(typename V::I index) const {
-    return V::gather(table, index, int(channel_stride), int(piece_stride));
-  }
-};
-
-template <class V>
-struct ChannelBounds {
-  typename V::F lower, scale, last;
-  ChannelBounds(int64_t channel, const ChannelTables& t)
-      : lower(V::load(t.lower + channel)), scale(V::load(t.scale + channel)), last(V::set(float(t.k - 1))) {}
-  typename V::I find(typename V::F x) const { return segment<V>(x, lower, scale, last); }
-};
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Columns [channel, end) of one tile.
-template <class V, class T, int K>
-void forward_tile(const T* x, T* y, int64_t rows, int64_t channel, int64_t end, const ChannelTables& t) {
-  for (; channel + V::width <= end; channel += V::width) {
-    const ChannelBounds<V> bounds(channel, t);
-    const ChannelLookup<V, K> slope(t.slope, channel, t), intercept(t.intercept, channel, t);
-    const T* in = x + channel;
-    T* out = y + channel;
-    for (int64_t row = 0; row < rows; ++row, in += t.channels, out += t.channels) {
-      prefetch(in + tile_rows * t.channels);
-      prefetch_to_write(out + tile_rows * t.channels);
-      const auto value = V::load(in);
-      const auto index = bounds.find(value);
-      V::store(out, V::fma(slope(index), value, intercept(index)));
-    }
-  }
-  if (V::width > 1 && channel < end) forward_tile<Scalar, T, K>(x, y, rows, channel, end, t);
-}
-
-template <class V, class T, int K>
-void forward_channels(const T* x, T* y, int64_t rows, const ChannelTables& t) {
-  for (int64_t row = 0; row < rows; row += tile_rows) {
-    const int64_t at = row * t.channels;
-    forward_tile<V, T, K>(x + at, y + at, smaller(tile_rows, rows - row), 0, t.channels, t);
-  }
-}
-
-template <class V, class T, int K, template <class, int> class S>
-void backward_tile(
-    const T* g, const T* x, T* gx, int64_t rows, int64_t channel, int64_t end, const ChannelTables& t, float* result) {
-  for (; channel + V::width <= end; channel += V::width) {
-    const ChannelBounds<V> bounds(channel, t);
-    const ChannelLookup<V, K> slope(t.slope, channel, t);
-    S<V, K> sums(t.k);
-    int64_t at = channel;
-    for (int64_t row = 0; row < rows; ++row, at += t.channels) {
-      const int64_t next = at + tile_rows * t.channels;
-      prefetch(x + next);
-      prefetch(g + next);
-      prefetch_to_write(gx + next);
-      const auto value = V::load(x + at), grad = V::load(g + at);
-      const auto index = bounds.find(value);
-      V::store(gx + at, V::mul(slope(index), grad));
-      sums.add(index, grad, value);
-    }
-    sums.add_to(result + channel, t.k, t.channels);
-  }
-  if (V::width > 1 && channel < end) backward_tile<Scalar, T, K, S>(g, x, gx, rows, channel, end, t, result);
-}
-
-template <class V, int> using WithoutSums = NoSums<V>;
-
-template <class V, class T, int K, template <class, int> class S>
-void backward_channels(const T* g, const T* x, T* gx, int64_t rows, const ChannelTables& t, float* sums) {
-  for (int64_t row = 0; row < rows; row += tile_rows) {
-    const int64_t at = row * t.channels;
-    backward_tile<V, T, K, S>(
-        g + at, x + at, gx + at, smaller(tile_rows, rows - row), 0, t.channels, t, sums);
-  }
-}
-
-// Mean and m2 of a tile's columns, merged into those of the rows before (Chan et al. 1983).
-template <class V, class T>
-void moments_tile(
-    const T* x, int64_t rows, int64_t channel, int64_t channels, int64_t before, float* mean, float* m2) {
-  const auto weight = V::set(float(double(rows) / double(before + rows)));
-  const auto shared = V::set(float(double(rows) * double(before) / double(before + rows)));
-  const auto inverse = V::set(float(1.0 / double(rows)));
-  for (; channel + V::width <= channels; channel += V::width) {
-    auto total = V::set(0), square = V::set(0), rest = V::set(0);
-    const T* in = x + channel;
-    for (int64_t row = 0; row < rows; ++row, in += channels) {
-      prefetch(in + tile_rows * channels);
-      total = V::add(total, V::load(in));
-    }
-    auto center = V::mul(total, inverse);
-    in = x + channel;
-    for (int64_t row = 0; row < rows; ++row, in += channels) {
-      const auto deviation = V::sub(V::load(in), center);
-      rest = V::add(rest, deviation);
-      square = V::fma(deviation, deviation, square);
-    }
-    const auto shift = V::mul(rest, inverse);
-    center = V::add(center, shift);
-    square = V::sub(square, V::mul(rest, shift));
-    const auto old = V::load(mean + channel), difference = V::sub(center, old);
-    V::store(mean + channel, V::fma(difference, weight, old));
-    const auto between = V::mul(V::mul(difference, difference), shared);
-    V::store(m2 + channel, V::add(V::load(m2 + channel), V::add(square, between)));
-  }
-  if (V::width > 1 && channel < channels) moments_tile<Scalar, T>(x, rows, channel, channels, before, mean, m2);
+  return between <= 4 * within;
 }
 
 template <class V, class T>
-void moments_channels(const T* x, int64_t rows, int64_t channels, int64_t count, float* mean, float* m2) {
-  for (int64_t row = 0; row < rows; row += tile_rows) {
-    const int64_t here = smaller(tile_rows, rows - row);
-    moments_tile<V, T>(x + row * channels, here, 0, channels, count + row, mean, m2);
-  }
+void moments(const T* x, int64_t n, double* mean, double* m2) {
+  const auto nothing = [](int64_t, typename V::F) {};
+  if (!moments_around<V>(Scalar::load(x), x, n, nothing, mean, m2))
+    moments_around<V>(float(*mean), x, n, nothing, mean, m2);
 }
 
-// ---- from run-time types and sizes to the templates ----
-
-#define LMA_HF_FOR_TYPE(type, ...)                                       \
-  switch (type) {                                                        \
-    case Type::float32: { using T = float; __VA_ARGS__; break; }         \
-    case Type::bfloat16: { using T = bfloat16; __VA_ARGS__; break; }     \
-    case Type::float16: { using T = float16; __VA_ARGS__; break; }       \
-  }
-#define LMA_HF_FOR_SIZE(k, ...)                                                                 \
-  if ((k) <= 8) { constexpr int K = 8; __VA_ARGS__; }                                           \
-  else if ((k) <= max_register_segments) { constexpr int K = max_register_segments; __VA_ARGS__; } \
-  else { constexpr int K = max_segments; __VA_ARGS__; }
-#define LMA_HF_FOR(type, k, ...) LMA_HF_FOR_TYPE(type, LMA_HF_FOR_SIZE(k, __VA_ARGS__))
-
-template <class V>
-struct Dispatch {
-  static void forward(Type type, const void* x, void* y, int64_t n, const Table& t) {
-    LMA_HF_FOR(type, t.k, LMA_HF_INSTRUCTION_SET::forward<V, T, K>((const T*)x, (T*)y, n, t))
-  }
-  static void backward(Type type, const void* g, const void* x, void* gx, int64_t n, const Table& t, float* sums) {
-    if (sums) {
-      LMA_HF_FOR(type, t.k, LMA_HF_INSTRUCTION_SET::backward<V, T, K, Sums<V, K>>(
-          (const T*)g, (const T*)x, (T*)gx, n, t, sums))
-    } else {
-      LMA_HF_FOR(type, t.k, LMA_HF_INSTRUCTION_SET::backward<V, T, K, NoSums<V>>(
-          (const T*)g, (const T*)x, (T*)gx, n, t, sums))
-    }
-  }
-  static void forward_moments(
-      Type type, const void* x, void* y, int64_t n, const Table& t, double* mean, double* m2) {
-    LMA_HF_FOR(type, t.k, LMA_HF_INSTRUCTION_SET::forward_moments<V, T, K>((const T*)x, (T*)y, n, t, mean, m2))
-  }
-  static void moments(Type type, const void* x, int64_t n, double* mean, double* m2) {
-    LMA_HF_FOR_TYPE(type, LMA_HF_INSTRUCTION_SET::moments<V, T>((const T*)x, n, mean, m2))
-  }
-  static void forward_channels(Type type, const void* x, void* y, int64_t rows, const ChannelTables& t) {
-    LMA_HF_FOR(type, t.k, LMA_HF_INSTRUCTION_SET::forward_channels<V, T, K>((const T*)x, (T*)y, rows, t))
-  }
-  static void backward_channels(
-      Type type, const void* g, const void* x, void* gx, int64_t rows, const ChannelTables& t, float* sums) {
-    if (sums) {
-      LMA_HF_FOR(type, t.k, LMA_HF_INSTRUCTION_SET::backward_channels<V, T, K, Sums>(
-          (const T*)g, (const T*)x, (T*)gx, rows, t, sums))
-    } else {
-      LMA_HF_FOR(type, t.k, LMA_HF_INSTRUCTION_SET::backward_channels<V, T, K, WithoutSums>(
-          (const T*)g, (const T*)x, (T*)gx, rows, t, sums))
-    }
-  }
-  static void moments_channels(
-      Type type, const void* x, int64_t rows, int64_t channels, int64_t count, float* mean, float* m2) {
-    LMA_HF_FOR_TYPE(type, LMA_HF_INSTRUCTION_SET::moments_channels<V, T>(
-        (const T*)x, rows, channels, count, mean, m2))
-  }
-  static const Kernels* table(const char* name) {
-    static const Kernels kernels = {name, forward, forward_moments, backward, moments, forward_channels,
-                                    backward_channels, moments_channels};
-    return &kernels;
-  }
-};
+// forward and moments in one pass. The center is the middle of the segments' range, which is a running mean.
+template <class V, class T, int K>
+void forward_moments(const T* x, T* y, int64_t n, const Table& table, double* mean, double* m2) {
+  const Pieces<V, K> pieces(table);
+  const float center = table.lower + 0.5f * float(table.k) / table.scale;
+  const auto visit = [&](int64_t i, typename V::F value) { V::store(y + i, pieces(value)); };
+  const bool close = moments_around<V>(center, x, n, visit, mean, m2);
+  const int64_t visited = n - n % moments_step<V>;
+  forward<V, T, K>(x + visited, y + visited, n - visited, table);
+  if (!close) moments<V>(x, n, mean, m2);
+}
 
 }  // namespace LMA_HF_INSTRUCTION_SET
 }  // namespace lma_hf

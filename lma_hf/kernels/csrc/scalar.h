@@ -15,9 +15,10 @@ inline uint32_t to_bits(float value) { uint32_t bits; std::memcpy(&bits, &value,
 
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
-  // shifting the exponent into place and multiplying by 2^112 also gets subnormal numbers right
-  const float scaled = from_bits(magnitude << 13) * from_bits(0x77800000);
-  return from_bits(sign | (magnitude >= 0x7c00 ? 0x7f800000 | magnitude << 13 : to_bits(scaled)));
+  if (magnitude >= 0x7c00) return from_bits(sign | 0x7f800000 | magnitude << 13);
+  // a multiple of 2^-24 where the half is subnormal; as a float it is not, so that no flush to zero touches it
+  if (magnitude < 0x0400) return from_bits(sign | to_bits(float(magnitude) * from_bits(0x33800000)));
+  return from_bits(sign | (magnitude << 13) + 0x38000000);
 }
 
 inline uint16_t float_to_half(float value) {
