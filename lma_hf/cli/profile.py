@@ -9,7 +9,7 @@ from lma_hf.compare import activation_benchmark, model_benchmark
 from lma_hf.compare.activation_benchmark import SLOW, describe_kernel, left_out
 from lma_hf.compare.profiling import environment, print_table
 from lma_hf.compare.roofline_plot import can_be_plotted, check_matplotlib, plot_name, plot_rooflines
-from lma_hf.compare.timing import MODES, write_csv
+from lma_hf.compare.timing import MODES, hold_memory, write_csv
 from lma_hf.errors import ConfigError, OutputDirError
 from lma_hf.kernels.registry import resolve
 from lma_hf.training.checkpoint import write_json
@@ -34,6 +34,7 @@ def profile(config):
     if config.output_dir is not None:
         prepare_output_dir(Path(config.output_dir).expanduser(), output_names(config, threads))
     show_kernels()
+    hold_memory()
     rows, described = [], environment()
     for group in run_parts(config, threads):
         rows += group

@@ -193,3 +193,18 @@ def test_only_the_gradients_that_are_needed_are_given(own, needed, cpu):
     cpu.lma(*leaves, arguments.lower, arguments.step).backward(arguments.grad)
     for leaf, need, grad in zip(leaves, needed, expected, strict=True):
         assert torch.equal(leaf.grad, grad) if need else leaf.grad is None
+
+
+@pytest.mark.parametrize("k", [8, 13, 33])
+def test_a_result_too_large_for_the_caches_is_the_same(k, cpu):
+    x = torch.randn(2752, 1536, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    slope, intercept = torch.randn(2, k, generator=torch.Generator().manual_seed(1))
+    tables = (slope, intercept, torch.tensor(-3.0), torch.tensor(6 / k))
+    whole = cpu.lma(x, *tables)
+    (grad,) = torch.autograd.grad(whole, x, x.detach())
+    beside, *_ = cpu.lma_with_statistics(x.detach(), *tables)
+    parts = [cpu.lma(part, *tables) for part in x.split(344)]
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=0)
+    torch.testing.assert_close(beside, whole.detach(), rtol=0, atol=0)
+    grads = [torch.autograd.grad(part, x, x.detach()[at * 344 :][:344])[0] for at, part in enumerate(parts)]
+    torch.testing.assert_close(grad, sum(grads), rtol=0, atol=0)

@@ -43,6 +43,9 @@ struct Vector {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static void store_index(int32_t* p, I v) { _mm256_storeu_si256((__m256i*)p, v); }
+  template <class T> static void put(T* p, F v, bool) { store(p, v); }
+  static void put(float* p, F v, bool stream) { stream ? _mm256_stream_ps(p, v) : store(p, v); }
+  static void fence() { _mm_sfence(); }
 
   static F set(float v) { return _mm256_set1_ps(v); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }

@@ -42,6 +42,9 @@ struct Vector {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static void store_index(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+  template <class T> static void put(T* p, F v, bool) { store(p, v); }
+  static void put(float* p, F v, bool stream) { stream ? _mm512_stream_ps(p, v) : store(p, v); }
+  static void fence() { _mm_sfence(); }
 
   static F set(float v) { return _mm512_set1_ps(v); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }

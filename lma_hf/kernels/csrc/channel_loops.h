@@ -121,7 +121,7 @@ void backward_channels(const T* g, const T* x, T* gx, int64_t rows, const Channe
   }
 }
 
-// Mean and m2 of a tile's columns, merged into those of the `before` rows before (Chan et al. 1983). The merge is done in
+// Mean and m2 of a tile's columns, merged into those of the `before` rows before (Chan et al. 1983). The merge is in
 // double: a mean far from 0, rounded to float, would be off by too much of a deviation.
 template <class V, class T>
 void moments_tile(

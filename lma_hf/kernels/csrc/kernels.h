@@ -18,6 +18,7 @@ struct Table {
   const float* intercept;
   float lower, scale;
   int k;
+  bool stream;  // write results past the caches; they begin at a multiple of 64 bytes
 };
 
 // Own pieces for each unit. Tables of k <= max_register_segments are piece-major, (padded(k), channels), so that
@@ -46,7 +47,8 @@ struct Kernels {
   void (*backward_channels)(
       Type, const void* g, const void* x, void* gx, int64_t rows, const ChannelTables&, float* sums);
   // merges rows > 0 further rows into the mean and m2 of `count` rows before
-  void (*moments_channels)(Type, const void* x, int64_t rows, int64_t channels, int64_t count, double* mean, double* m2);
+  void (*moments_channels)(
+      Type, const void* x, int64_t rows, int64_t channels, int64_t count, double* mean, double* m2);
 };
 
 // Null where the compiler's target has no such instructions.

@@ -61,12 +61,17 @@ Gradients add_up(const Tensor& grad_x, const std::vector<float>& partial, int64_
   const int64_t units = p.per_channel ? p.channels : 1, entries = p.k * units;
   Tensor grad_slope = at::empty_like(p.slope), grad_intercept = at::empty_like(p.slope);
   float* outputs[] = {grad_slope.mutable_data_ptr<float>(), grad_intercept.mutable_data_ptr<float>()};
-  at::parallel_for(0, 2 * entries, 2048, [&](int64_t begin, int64_t end) {
-    for (int64_t entry = begin; entry < end; ++entry) {
-      double sum = 0;
-      for (int64_t block = 0; block < blocks; ++block) sum += partial[block * 2 * entries + entry];
-      const int64_t piece = entry % entries / units, unit = entry % units;
-      outputs[entry / entries][unit * p.k + piece] = float(sum);
+  constexpr int64_t chunk = 1024;  // neighbours are summed together: entries of different blocks lie far apart
+  at::parallel_for(0, (2 * entries + chunk - 1) / chunk, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * chunk; first < std::min(end * chunk, 2 * entries); first += chunk) {
+      const int64_t count = std::min(chunk, 2 * entries - first);
+      double sums[chunk] = {};
+      for (int64_t block = 0; block < blocks; ++block)
+        for (int64_t i = 0; i < count; ++i) sums[i] += partial[block * 2 * entries + first + i];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t entry = first + i, piece = entry % entries / units, unit = entry % units;
+        outputs[entry / entries][unit * p.k + piece] = float(sums[i]);
+      }
     }
   });
   return {grad_x, grad_slope, grad_intercept};

@@ -53,21 +53,22 @@ struct Pieces {
 };
 
 template <class V, int K, class T>
-inline void forward_step(const T* x, T* y, const Pieces<V, K>& pieces) {
-  V::store(y, pieces(V::load(x)));
+inline void forward_step(const T* x, T* y, const Pieces<V, K>& pieces, bool stream) {
+  V::put(y, pieces(V::load(x)), stream);
 }
 
 template <class V, class T, int K>
 void forward(const T* x, T* y, int64_t n, const Table& table) {
   const Pieces<V, K> pieces(table);
   int64_t i = 0;
-  for (; i + V::width <= n; i += V::width) forward_step<V, K>(x + i, y + i, pieces);
+  for (; i + V::width <= n; i += V::width) forward_step<V, K>(x + i, y + i, pieces, table.stream);
   if (i < n) {
     T in[V::width] = {}, out[V::width];
     std::memcpy(in, x + i, (n - i) * sizeof(T));
-    forward_step<V, K>(in, out, pieces);
+    forward_step<V, K>(in, out, pieces, false);
     std::memcpy(y + i, out, (n - i) * sizeof(T));
   }
+  V::fence();
 }
 
 // Additions in float32 to one lane of a sum, before the lanes are added up: a longer sum would be less exact, a shorter
@@ -90,6 +91,12 @@ struct Sums {
       g[j] = V::add_where(here, g[j], grad);
     });
   }
+  void add_to(Sums& total) const {
+    for (int j = 0; j < K; ++j) {
+      total.gx[j] = V::add(total.gx[j], gx[j]);
+      total.g[j] = V::add(total.g[j], g[j]);
+    }
+  }
   void add_to(float* sums, int k) const {
     for (int j = 0; j < k; ++j) {
       sums[j] += V::sum(gx[j]);
@@ -110,7 +117,8 @@ struct Sums {
 template <class V, int K>
 struct Sums<V, K, false> {
   float gx[max_segments][V::width], g[max_segments][V::width];
-  explicit Sums(int k) {
+  int k;
+  explicit Sums(int k_) : k(k_) {
     std::memset(gx, 0, k * sizeof gx[0]);
     std::memset(g, 0, k * sizeof g[0]);
   }
@@ -123,6 +131,12 @@ struct Sums<V, K, false> {
     for (int lane = 0; lane < V::width; ++lane) {
       gx[at[lane]][lane] += products[lane];
       g[at[lane]][lane] += grads[lane];
+    }
+  }
+  void add_to(Sums& total) const {
+    for (int j = 0; j < k; ++j) {
+      V::store(total.gx[j], V::add(V::load(total.gx[j]), V::load(gx[j])));
+      V::store(total.g[j], V::add(V::load(total.g[j]), V::load(g[j])));
     }
   }
   void add_to(float* sums, int k) const {
@@ -145,15 +159,17 @@ template <class V>
 struct NoSums {
   explicit NoSums(int) {}
   void add(typename V::I, typename V::F, typename V::F) {}
+  void add_to(NoSums&) const {}
   void add_to(float*, int) const {}
   void add_to(float*, int, int64_t) const {}
 };
 
 template <class V, class T, class L, class S>
-inline void backward_step(const T* g, const T* x, T* gx, const Bounds<V>& bounds, const L& slope, S& sums) {
+inline void backward_step(
+    const T* g, const T* x, T* gx, const Bounds<V>& bounds, const L& slope, S& sums, bool stream) {
   const auto value = V::load(x), grad = V::load(g);
   const auto index = bounds.find(value);
-  V::store(gx, V::mul(slope(index), grad));
+  V::put(gx, V::mul(slope(index), grad), stream);
   sums.add(index, grad, value);
 }
 
@@ -161,22 +177,26 @@ template <class V, class T, int K, class S>
 void backward(const T* g, const T* x, T* gx, int64_t n, const Table& table, float* result) {
   const Bounds<V> bounds(table);
   const typename V::template Lookup<K> slope(table.slope);
+  S total(table.k);
   int64_t i = 0;
   while (i < n) {
     S sums(table.k);
     const int64_t stop = smaller(n, i + (V::width == 1 ? 4 * K : short_sum) * V::width);
-    for (; i + V::width <= stop; i += V::width) backward_step<V>(g + i, x + i, gx + i, bounds, slope, sums);
+    for (; i + V::width <= stop; i += V::width)
+      backward_step<V>(g + i, x + i, gx + i, bounds, slope, sums, table.stream);
     if (i < stop) {
       // a gradient of 0 at an input of 0 adds nothing
       T grad[V::width] = {}, in[V::width] = {}, out[V::width];
       std::memcpy(grad, g + i, (stop - i) * sizeof(T));
       std::memcpy(in, x + i, (stop - i) * sizeof(T));
-      backward_step<V>(grad, in, out, bounds, slope, sums);
+      backward_step<V>(grad, in, out, bounds, slope, sums, false);
       std::memcpy(gx + i, out, (stop - i) * sizeof(T));
       i = stop;
     }
-    sums.add_to(result, table.k);
+    sums.add_to(total);
   }
+  total.add_to(result, table.k);
+  V::fence();
 }
 
 // Moments from deviations from a center; visit(i, vector) is told of all but the last n % moments_step numbers.
@@ -231,7 +251,7 @@ template <class V, class T, int K>
 void forward_moments(const T* x, T* y, int64_t n, const Table& table, double* mean, double* m2) {
   const Pieces<V, K> pieces(table);
   const float center = table.lower + 0.5f * float(table.k) / table.scale;
-  const auto visit = [&](int64_t i, typename V::F value) { V::store(y + i, pieces(value)); };
+  const auto visit = [&](int64_t i, typename V::F value) { V::put(y + i, pieces(value), table.stream); };
   const bool close = moments_around<V>(center, x, n, visit, mean, m2);
   const int64_t visited = n - n % moments_step<V>;
   forward<V, T, K>(x + visited, y + visited, n - visited, table);

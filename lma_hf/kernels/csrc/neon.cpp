@@ -31,6 +31,8 @@ struct Vector {
   }
   static void store(float16* p, F v) { vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
   static void store_index(int32_t* p, I v) { vst1q_s32(p, v); }
+  template <class T> static void put(T* p, F v, bool) { store(p, v); }
+  static void fence() {}
 
   static F set(float v) { return vdupq_n_f32(v); }
   static F sub(F a, F b) { return vsubq_f32(a, b); }

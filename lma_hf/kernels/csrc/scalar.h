@@ -47,6 +47,9 @@ struct Scalar {
   }
   static void store(float16* p, F v) { p->bits = float_to_half(v); }
   static void store_index(int32_t* p, I v) { *p = v; }
+  // store past the caches where `stream` is set; fence() makes it visible to other threads
+  template <class T> static void put(T* p, F v, bool) { store(p, v); }
+  static void fence() {}
 
   static F set(float v) { return v; }
   static F sub(F a, F b) { return a - b; }
