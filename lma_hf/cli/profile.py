@@ -34,7 +34,8 @@ def profile(config):
     if config.output_dir is not None:
         prepare_output_dir(Path(config.output_dir).expanduser(), output_names(config, threads))
     show_kernels()
-    hold_memory()
+    if config.hold_memory:
+        hold_memory()
     rows, described = [], environment()
     for group in run_parts(config, threads):
         rows += group

@@ -171,6 +171,7 @@ class ProfileConfig:
     threads: list[int] | None = option(None, "numbers of CPU threads; ffn and model: the largest only; unset: torch's")
     candidates: list[str] | None = option(None, "activations that are timed; unset: all, but not the slowest if large")
     repeats: int = option(20, "timed repeats, of which the median is taken")
+    hold_memory: bool = option(True, "let the C library keep freed memory, so that no page faults are timed")
 
     def __post_init__(self):
         check_names("parts", self.parts, ("activation", "ffn", "model"))
