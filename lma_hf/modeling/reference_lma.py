@@ -19,7 +19,7 @@ def segment_index(x, lower, step, num_segments):
     """Segment of every element: clamp(floor((x - lower) / step), 0, k - 1), as int64; NaN falls into any."""
     position = x.to(torch.promote_types(x.dtype, lower.dtype)).sub(lower).mul_(step.reciprocal())
     # truncation is floor for what is not negative; NaN becomes some integer, which the second clamp catches
-    return position.clamp_(0, num_segments - 1).long().clamp_(0, num_segments - 1)
+    return position.clamp_(0, num_segments - 1).int().clamp_(0, num_segments - 1).long()
 
 
 def _chunks(*tensors):
@@ -31,11 +31,12 @@ def _chunks(*tensors):
     return zip(*(tensor.split(count) for tensor in rows), strict=True)
 
 
-def _look_up(table, index):
-    """Entry of `table`, (k,) or (channels, k), for every index of shape (rows, channels)."""
+def _look_up(table, index, out=None):
+    """Entry of `table`, (k,) or (channels, k), for every index of shape (rows, channels); into `out` if possible."""
+    out = out if out is not None and out.dtype == table.dtype else None
     if table.dim() == 1:
-        return table.expand(index.shape[0], -1).gather(1, index)
-    return table.t().gather(0, index)
+        return torch.gather(table.expand(index.shape[0], -1), 1, index, out=out)
+    return torch.gather(table.t(), 0, index, out=out)
 
 
 def lma_forward(x, slope, intercept, lower, step):
@@ -43,7 +44,9 @@ def lma_forward(x, slope, intercept, lower, step):
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     for part, result in _chunks(x, y):
         index = segment_index(part, lower, step, slope.shape[-1])
-        result.copy_(_look_up(slope, index).mul_(part).add_(_look_up(intercept, index)))
+        values = _look_up(intercept, index, out=result).addcmul_(_look_up(slope, index), part)
+        if values is not result:
+            result.copy_(values)
     return y
 
 
@@ -53,10 +56,12 @@ def lma_backward(grad, x, slope, lower, step, parameters):
     sums = [torch.zeros_like(slope), torch.zeros_like(slope)]
     for part_grad, part, result in _chunks(grad, x, grad_x):
         index = segment_index(part, lower, step, slope.shape[-1])
-        result.copy_(_look_up(slope, index).mul_(part_grad))
+        values = _look_up(slope, index, out=result).mul_(part_grad)
+        if values is not result:
+            result.copy_(values)
         if parameters:
-            values = part_grad.to(slope.dtype)
-            for total, addends in zip(sums, (values * part, values), strict=True):
+            grads = part_grad.to(slope.dtype)
+            for total, addends in zip(sums, (grads * part, grads), strict=True):
                 total += _segment_sums(addends, index, slope)
     return grad_x, *sums
 
