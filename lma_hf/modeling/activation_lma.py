@@ -12,7 +12,7 @@ from .configuration_lma import LMAConfig
 from .reference_lma import kernels_for, lma
 from .statistics_lma import global_statistics, to_std
 
-__all__ = ["LMA", "lines_through_knots", "lma"]
+__all__ = ["LMA", "FoldedLMA", "lines_through_knots", "lma"]
 
 
 def lines_through_knots(height, lower, step):
@@ -196,6 +196,36 @@ class LMA(nn.Module):
 
     def extra_repr(self):
         return ", ".join(f"{key}={value}" for key, value in asdict(self.settings).items())
+
+
+class FoldedLMA(nn.Module):
+    """What an LMA computes in evaluation, with nothing left to learn: buffers slope, intercept, lower and step.
+
+    Args: slope, intercept, lower, step: as `lma` takes them.
+    """
+
+    def __init__(self, slope, intercept, lower, step):
+        super().__init__()
+        for name, value in {"slope": slope, "intercept": intercept, "lower": lower, "step": step}.items():
+            self.register_buffer(name, value.detach().clone())
+
+    @classmethod
+    def of(cls, module):
+        """The constants that an `LMA` computes with in evaluation."""
+        lower, step = module.bounds(module.running_mean, module.running_std)
+        return cls(*module.lines(lower, step), lower, step)
+
+    def reset_parameters(self):
+        """NaN for what a checkpoint lacks: there is no start to fall back on."""
+        for buffer in self.buffers():
+            init.constant_(buffer, math.nan)
+
+    def forward(self, x):
+        kernels = kernels_for(x, self.slope.shape[-1])
+        return kernels.lma(x, self.slope, self.intercept, self.lower, self.step)
+
+    def extra_repr(self):
+        return f"num_segments={self.slope.shape[-1]}, per_channel={self.slope.dim() == 2}"
 
 
 def _in_backward():

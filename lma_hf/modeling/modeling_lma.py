@@ -1,35 +1,33 @@
-"""How a replaced activation lives in a transformers model: building, padding mask, initialisation, reloading.
+"""How a replaced activation lives in a transformers model: building, initialisation, saving and reloading.
 
 transformers builds an activation as `ACT2FN[config.hidden_act]`, without the settings and without knowing the site.
 So our entries there answer with the activation that had been replaced, and the swap recorded in the config is done
 again as soon as the model under construction is complete, before its weights are loaded.
+
+A saved model carries this folder along, and its config's `auto_map` names classes of this module, so that it also
+loads where lma_hf is not installed, with trust_remote_code=True.
 """
 
 import functools
-import inspect
+import shutil
 import sys
 import types
-from typing import NamedTuple
+from pathlib import Path
 
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS, ACT2FN
+from transformers.models.auto import modeling_auto
 
 from .activation_baselines import APLU, Swish
-from .activation_lma import LMA
-from .configuration_lma import (
-    BASELINES,
-    BaselineConfig,
-    LMAConfig,
-    resolve_activation,
-    settings_from_dict,
-    settings_to_dict,
-)
+from .activation_lma import LMA, FoldedLMA
+from .configuration_lma import LMAConfig, resolve_activation
+from .swap_record_lma import HIDDEN_ACT, needs_our_code, read_swap
+from .token_mask_lma import connect_masks
 
-# Our activations' names in config.hidden_act. transformers has a "prelu" and a "swish" (SiLU) of its own.
-HIDDEN_ACT = {"lma": "lma", **{name: f"lma_hf_{name}" for name in BASELINES}}
 LEARNABLE = (LMA, nn.PReLU, Swish, APLU)
-NATIVE = ("relu", "gelu")
+OURS = (*LEARNABLE, FoldedLMA)
 
 
 def build_activation(settings, num_channels=None):
@@ -55,11 +53,6 @@ def needs_channels(settings):
     return settings.name in ("swish", "aplu") or getattr(settings, "per_channel", False)
 
 
-def hidden_act_key(config):
-    """The config attribute that names the FFN activation."""
-    return "hidden_act" if hasattr(config, "hidden_act") else "activation"
-
-
 def learnable_activations(model):
     """Fully qualified name -> module of every learnable activation in the model."""
     return {fqn: module for fqn, module in model.named_modules() if isinstance(module, LEARNABLE)}
@@ -70,48 +63,6 @@ def activation_parameters(model):
     return [parameter for module in learnable_activations(model).values() for parameter in module.parameters()]
 
 
-class TokenMask:
-    """Hands a model's attention mask to its LMA modules for the duration of one forward pass."""
-
-    def __init__(self, position):
-        self.value = None
-        self.position = position
-
-    def take(self, module, args, kwargs):
-        mask = kwargs.get("attention_mask")
-        if mask is None and len(args) > self.position:
-            mask = args[self.position]
-        self.value = mask
-
-    def drop(self, module, args, output):
-        self.value = None
-
-
-def connect(model):
-    """Connect freshly placed activations to their model: the padding mask, and `_init_weights` for missing keys.
-
-    `model` is the module whose forward takes the attention mask; a plain nn.Module without one is left as it is.
-    """
-    names = list(inspect.signature(model.forward).parameters)
-    # modules of a base model inside `model` are connected to that already
-    fresh = [module for module in model.modules() if isinstance(module, LMA) and module.token_mask is None]
-    if fresh and "attention_mask" in names:
-        token_mask = TokenMask(names.index("attention_mask"))
-        model.register_forward_pre_hook(token_mask.take, with_kwargs=True)
-        model.register_forward_hook(token_mask.drop, always_call=True)
-        for module in fresh:
-            module.token_mask = token_mask
-    if isinstance(model, PreTrainedModel):
-        # on the instance: transformers' classes stay untouched
-        model._init_weights = types.MethodType(_init_weights, model)
-
-
-def _init_weights(self, module):
-    type(self)._init_weights(self, module)
-    if isinstance(module, LEARNABLE):
-        module.reset_parameters()
-
-
 def place(model, fqn, activation):
     """Put `activation` at `fqn` and keep what stood there, for `restore_activations_` and the fit."""
     # through __dict__, so that the old module is no child of the new one
@@ -120,75 +71,117 @@ def place(model, fqn, activation):
     model.set_submodule(fqn, activation)
 
 
-def record_swap(config, settings, replaced, modules, num_channels, native=False):
-    """Write the swap into the config, so that `from_pretrained` can do it again.
+def connect(model):
+    """Connect freshly placed activations to their model: the padding mask, `_init_weights`, and the code to save.
 
-    Args: modules: fqns relative to the base model; replaced: the activation's name in ACT2FN; native: transformers
-        itself builds the same model from the activation's plain name.
+    The two methods are set on the instance: transformers' classes stay untouched.
     """
-    setattr(config, hidden_act_key(config), settings.name if native else HIDDEN_ACT[settings.name])
-    config.ffn_activation = {
-        **settings_to_dict(settings),
-        "replaced": replaced,
-        "num_channels": num_channels,
-        "modules": list(modules),
-    }
+    connect_masks(model)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and any(isinstance(module, OURS) for module in part.modules()):
+            part._init_weights = types.MethodType(_init_weights, part)
+    if isinstance(model, PreTrainedModel):
+        for part in dict.fromkeys([model.base_model, model]):
+            part.save_pretrained = types.MethodType(save_pretrained, part)
 
 
-class RecordedSwap(NamedTuple):
-    """A swap as it stands in a config; see `record_swap`."""
-
-    settings: LMAConfig | BaselineConfig
-    replaced: str
-    modules: list[str]
-    num_channels: int | None
+def disconnect(model):
+    """Take the methods back that `connect` has set, in a model that holds none of our activations any more."""
+    for part in model.modules():
+        for name in ("_init_weights", "save_pretrained"):
+            part.__dict__.pop(name, None)
 
 
-def read_swap(config):
-    """The `RecordedSwap` in a config, or None."""
-    recorded = getattr(config, "ffn_activation", None)
-    if recorded is None:
-        return None
-    values = dict(recorded)
-    replaced, modules, num_channels = (values.pop(key) for key in ("replaced", "modules", "num_channels"))
-    return RecordedSwap(settings_from_dict(values), replaced, modules, num_channels)
+def _init_weights(self, module):
+    type(self)._init_weights(self, module)
+    if isinstance(module, OURS):
+        module.reset_parameters()
 
 
-def native_activation(config):
-    """The name of an activation that a swap has placed and transformers can build itself, or None."""
-    swap = read_swap(config)
-    return swap.settings.name if swap is not None and swap.settings.name in NATIVE else None
+def save_pretrained(self, save_directory, is_main_process=True, *args, push_to_hub=False, **kwargs):
+    """`PreTrainedModel.save_pretrained`, and beside the model the code that loads it where lma_hf is not installed."""
+    needs_code = needs_our_code(self.config)
+    if needs_code:
+        self.config.auto_map = auto_map(self.config)
+    publishing = {key: kwargs.pop(key) for key in _PUBLISHING if push_to_hub and key in kwargs}
+    type(self).save_pretrained(self, save_directory, is_main_process, *args, **kwargs)
+    if needs_code and is_main_process:
+        for file in code_files():
+            shutil.copyfile(file, Path(save_directory) / file.name)
+    if push_to_hub and is_main_process:
+        # not through transformers' save_pretrained, which uploads only what it has written itself
+        self.push_to_hub(publishing.pop("repo_id", Path(save_directory).name), **publishing)
 
 
-def forget_swap(config):
-    """Inverse of `record_swap`; does nothing to a config without one."""
-    swap = read_swap(config)
-    if swap is not None:
-        setattr(config, hidden_act_key(config), swap.replaced)
-        del config.ffn_activation
+# arguments of save_pretrained that are push_to_hub's
+_PUBLISHING = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
+def code_files():
+    """The files that a saved model carries along, this one among them."""
+    return sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
+
+
+def auto_map(config):
+    """Auto class -> "modeling_lma.<class>" for every transformers class that this config's model type has."""
+    names = {}
+    for auto_class in (value for value in vars(modeling_auto).values() if isinstance(value, type)):
+        mapping = getattr(auto_class, "_model_mapping", None)
+        if mapping is not None and type(config) in mapping:
+            found = mapping[type(config)]
+            # some model types offer several classes for one task, the first of which is the default
+            name = (found[0] if isinstance(found, tuple) else found).__name__
+            names[auto_class.__name__] = f"{Path(__file__).stem}.{name}"
+    return names
+
+
+def __getattr__(name):
+    """The classes that `auto_map` names: transformers' own, once more, in a module that knows our activations."""
+    base = getattr(transformers, name, None) if not name.startswith("_") else None
+    if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if HIDDEN_ACT["lma"] not in ACT2FN:
+        register()
+    # a class of its own, since transformers marks those that come from remote code
+    remote_class = type(name, (base,), {"__module__": __name__, "__doc__": base.__doc__})
+    return globals().setdefault(name, remote_class)
 
 
 def _swap_as_recorded(model):
     """Stands in for `post_init` of a model under construction: swap first, then the real `post_init`."""
     del model.post_init
     swap = read_swap(model.config)
-    # a head that reads hidden_act asks for us too, but the FFNs are the base model's
-    if swap is not None and model.base_model is model:
-        for fqn in swap.modules:
-            place(model, fqn, build_activation(swap.settings, swap.num_channels))
+    if swap is not None:
+        _place_as_recorded(model.base_model, swap)
     connect(model)
     model.post_init()
 
 
+def _place_as_recorded(base, swap):
+    there = dict(base.named_modules(remove_duplicate=False))
+    # a class may have a part of what was swapped only, such as T5's encoder
+    sites = [site for site in zip(swap.modules, swap.num_channels, strict=True) if site[0] in there]
+    if not sites:
+        raise ValueError(
+            f"the config records a swap of {swap.modules[0]} and others, none of which {type(base).__name__} has; "
+            f"load the model with the class that was saved"
+        )
+    for fqn, num_channels in sites:
+        activation = build_activation(swap.settings, num_channels)
+        place(base, fqn, FoldedLMA.of(activation) if swap.folded else activation)
+
+
 def _model_under_construction():
-    """The innermost PreTrainedModel whose constructor is on the call stack, or None."""
-    frame = sys._getframe(1)
+    """The PreTrainedModel whose constructor is on the call stack, or None: the outermost one whose config records a
+    swap (a T5 builds its encoder, which is a model too), else the innermost."""
+    models, frame = [], sys._getframe(1)
     while frame is not None:
         candidate = frame.f_locals.get("self") if frame.f_code.co_name == "__init__" else None
-        if isinstance(candidate, PreTrainedModel):
-            return candidate
+        if isinstance(candidate, PreTrainedModel) and hasattr(candidate, "config") and candidate not in models:
+            models.append(candidate)
         frame = frame.f_back
-    return None
+    swapped = [model for model in models if read_swap(model.config) is not None]
+    return swapped[-1] if swapped else models[0] if models else None
 
 
 def _activation_entry(name):
@@ -202,6 +195,6 @@ def _activation_entry(name):
 
 
 def register():
-    """Add our activations to transformers' ACT2FN; done by `import lma_hf`."""
+    """Add our activations to transformers' ACT2FN; done by `import lma_hf`, and by a model's remote code."""
     for name, hidden_act in HIDDEN_ACT.items():
         ACT2FN[hidden_act] = (_activation_entry, {"name": name})

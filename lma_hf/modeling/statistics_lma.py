@@ -57,10 +57,16 @@ def _chunk_statistics(rows, real=None, *, per_channel):
 
 
 def real_rows(x, mask):
-    """The mask as one truth value for each row of x. Raises: ValueError if it does not fit."""
-    if mask.shape != x.shape[:-1]:
+    """The mask as one truth value for each row of x. Raises: ValueError if it does not fit.
+
+    Some models flatten batch and length before the FFN (OPT), others pad the sequence to whole windows (Longformer).
+    """
+    shape = x.shape[:-1]
+    if mask.dim() == 2 == len(shape) and mask.shape[0] == shape[0] and mask.shape[1] < shape[1]:
+        mask = torch.nn.functional.pad(mask, (0, shape[1] - mask.shape[1]))
+    if mask.shape != shape and shape != (mask.numel(),):
         raise ValueError(
-            f"LMA needs an attention mask of shape {tuple(x.shape[:-1])} (batch, length), got {tuple(mask.shape)}; "
+            f"LMA needs an attention mask of shape {tuple(shape)} (batch, length), got {tuple(mask.shape)}; "
             "pass the tokenizer's 2-D mask and leave chunk_size_feed_forward at 0"
         )
     return (mask != 0).reshape(-1)

@@ -6,12 +6,12 @@ import torch
 
 from lma_hf.errors import StudentError
 from lma_hf.modeling.configuration_lma import LMAConfig, resolve_activation
-from lma_hf.modeling.modeling_lma import forget_swap, hidden_act_key, native_activation
+from lma_hf.modeling.swap_record_lma import forget_swap, native_activation, read_swap, set_key
 from lma_hf.student.layer_map import resolve_layer_map
 from lma_hf.student.prune import keep_units, unit_importance
 from lma_hf.surgery.calibrate import calibrate_
 from lma_hf.surgery.swap import swap_activations_
-from lma_hf.surgery.targets import base_prefix, layer_lists, layout_of
+from lma_hf.surgery.targets import base_prefix, ffn_sites, layer_lists
 
 
 def build_student(
@@ -32,16 +32,16 @@ def build_student(
     is freshly initialised instead, embeddings included.
 
     Args:
-        teacher: a transformers model of a supported architecture.
+        teacher: a transformers model with one stack of layers, such as BERT, DistilBERT, ALBERT or GPT-2.
         num_layers, layer_map: see `resolve_layer_map`. (ALBERT's layers share their weights, whatever the map.)
         activation: LMAConfig, BaselineConfig or a name; None keeps the teacher's, or what a learnable one replaced.
         intermediate_size: FFN width; the teacher's most important units are kept (`unit_importance`).
         calibration_batches: model inputs, for the importance and for `calibrate_` of an LMA. Without them an LMA
             student still has to be calibrated before use.
     Returns: the student, in eval mode, on the teacher's device.
-    Raises: StudentError for a request that the teacher cannot meet, SurgeryError for an unknown architecture.
+    Raises: StudentError for a request that the teacher cannot meet, SurgeryError if no FFN is found.
     """
-    layout_of(teacher)
+    _check_one_stack(teacher)
     layers = resolve_layer_map(layer_map, num_layers, teacher.config.num_hidden_layers)
     from_scratch = hidden_size is not None or num_attention_heads is not None
     config = _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads)
@@ -56,16 +56,34 @@ def build_student(
     return student
 
 
+def _check_one_stack(teacher):
+    stacks = layer_lists(teacher)
+    if len(stacks) > 1 and not shares_layers(teacher):
+        raise StudentError(
+            f"{type(teacher).__name__} has {len(stacks)} stacks of layers ({', '.join(stacks)}), allowed is one; "
+            "students of encoder-decoders and of models in stages cannot be built"
+        )
+
+
+def shares_layers(model):
+    """Whether the layers share weights (ALBERT), so that the list is shorter than the model is deep."""
+    return hasattr(model.config, "num_hidden_groups")
+
+
 def intermediate_size_key(config):
-    """The config attribute that holds the FFN width (DistilBERT calls it hidden_dim)."""
-    return "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim"
+    """The config attribute that holds the FFN width (DistilBERT calls it hidden_dim). Raises: StudentError if none."""
+    for key in ("intermediate_size", "hidden_dim"):
+        if isinstance(getattr(config, key, None), int):
+            return key
+    raise StudentError(f"{type(config).__name__} has no intermediate_size, so no student can be built from its model")
 
 
 def _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads):
     config = copy.deepcopy(teacher.config)
     forget_swap(config)
     if teacher_activation := native_activation(teacher.config):
-        setattr(config, hidden_act_key(config), teacher_activation)
+        for key in read_swap(teacher.config).keys:
+            set_key(config, key, teacher_activation)
     width_key = intermediate_size_key(config)
     old_hidden, old_width = config.hidden_size, getattr(config, width_key)
     if hidden_size is not None:
@@ -109,6 +127,11 @@ def _units_to_keep(teacher, student, batches):
             f"intermediate_size {width} below the teacher's {getattr(teacher.config, key)} needs calibration_batches "
             "to find the most important units; none were given"
         )
+    gated = [site.activation for site in ffn_sites(teacher) if site.gated]
+    if gated:
+        raise StudentError(
+            f"intermediate_size is {width}, but {gated[0]} is in a gated FFN, whose width is kept; drop it"
+        )
     return {name: keep_units(score, width) for name, score in unit_importance(teacher, batches).items()}
 
 
@@ -119,22 +142,27 @@ def _copy_weights(teacher, student, layers, units):
     in_layers = tuple(f"{base_prefix(student)}{name}." for name in lists)
     rest = {name: value for name, value in teacher.state_dict().items() if not name.startswith(in_layers)}
     student.load_state_dict(rest, strict=False)
+    sites = ffn_sites(teacher)
     for name in lists:
         targets = student.base_model.get_submodule(name)
-        sources = layers if not layout_of(student).shared else range(len(targets))
+        sources = layers if not shares_layers(student) else range(len(targets))
         for target, index in zip(targets, sources, strict=True):
-            origin = f"{name}.{index}"
-            target.load_state_dict(_layer_weights(teacher, origin, units))
+            target.load_state_dict(_layer_weights(teacher, f"{name}.{index}", sites, units))
 
 
-def _layer_weights(teacher, origin, units):
+def _layer_weights(teacher, origin, sites, units):
     """Weights of one teacher layer without its activation's, narrowed to the units that are kept."""
-    layout = layout_of(teacher)
-    state = teacher.base_model.get_submodule(origin).state_dict()
-    state = {name: value for name, value in state.items() if not name.startswith(f"{layout.activation}.")}
-    if units is not None:
-        kept = units[f"{origin}.{layout.activation}"]
-        for name in (f"{layout.up}.weight", f"{layout.up}.bias"):
-            state[name] = state[name][kept]
-        state[f"{layout.down}.weight"] = state[f"{layout.down}.weight"][:, kept]
-    return state
+    state = teacher.base_model.get_submodule(origin).state_dict(prefix=f"{origin}.")
+    for site in sites:
+        if site.activation.startswith(f"{origin}."):
+            state = {name: value for name, value in state.items() if not name.startswith(f"{site.activation}.")}
+            if units is not None:
+                _narrow(state, site, units[site.activation])
+    return {name.removeprefix(f"{origin}."): value for name, value in state.items()}
+
+
+def _narrow(state, site, kept):
+    """Keep some units of one FFN, in place."""
+    for name in (f"{site.up}.weight", f"{site.up}.bias"):
+        state[name] = state[name][kept]
+    state[f"{site.down}.weight"] = state[f"{site.down}.weight"][:, kept]

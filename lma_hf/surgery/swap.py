@@ -3,25 +3,23 @@
 import copy
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from lma_hf.errors import SurgeryError
-from lma_hf.modeling.activation_baselines import APLU, Swish
-from lma_hf.modeling.activation_lma import LMA
 from lma_hf.modeling.configuration_lma import resolve_activation
-from lma_hf.modeling.modeling_lma import (
+from lma_hf.modeling.modeling_lma import OURS, build_activation, connect, disconnect, needs_channels, place
+from lma_hf.modeling.swap_record_lma import (
     NATIVE,
-    build_activation,
-    connect,
+    RecordedSwap,
+    activation_keys,
     forget_swap,
-    hidden_act_key,
-    needs_channels,
-    place,
     read_swap,
     record_swap,
+    same_function,
 )
-from lma_hf.surgery.targets import LAYOUTS, base_prefix, ffn_sites, is_activation, name_filter
+from lma_hf.surgery.targets import base_prefix, ffn_sites, is_activation, name_filter
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,16 @@ def swap_activations_(model, config="lma", *, target_modules=None, filter_fn=Non
     settings = resolve_activation(config)
     _check_not_swapped(model)
     sites = _select_sites(model, target_modules, filter_fn)
-    num_channels = _num_channels(model, sites) if needs_channels(settings) else None
+    num_channels = _num_channels(model, sites) if needs_channels(settings) else [None] * len(sites)
     swapped = {fqn: type(model.get_submodule(fqn)).__name__ for fqn in sites}
     if isinstance(model, PreTrainedModel):
         _record(model, settings, sites, num_channels)
     device = next((parameter.device for parameter in model.parameters()), None)
     # a model is saved and reloaded in one dtype
     dtype = model.dtype if isinstance(model, PreTrainedModel) else None
-    for fqn in sites:
-        place(model, fqn, build_activation(settings, num_channels).to(device=device, dtype=dtype))
-    for part in dict.fromkeys([getattr(model, "base_model", model), model]):
-        connect(part)
+    for fqn, channels in zip(sites, num_channels, strict=True):
+        place(model, fqn, build_activation(settings, channels).to(device=device, dtype=dtype))
+    connect(model)
     return SwapReport(swapped, _other_activations(model, swapped))
 
 
@@ -85,6 +82,7 @@ def restore_activations_(model):
         model.set_submodule(fqn, module.__dict__["replaced"].train(module.training))
     if isinstance(model, PreTrainedModel):
         forget_swap(_own_config(model))
+    disconnect(model)
     return SwapReport({fqn: type(module).__name__ for fqn, module in swapped.items()})
 
 
@@ -101,7 +99,9 @@ def swapped_modules(model):
 
 def _check_not_swapped(model):
     already = swapped_modules(model)
-    already.update((fqn, module) for fqn, module in model.named_modules() if isinstance(module, (LMA, Swish, APLU)))
+    # a PReLU may be transformers' own
+    ours = tuple(kind for kind in OURS if kind is not nn.PReLU)
+    already.update((fqn, module) for fqn, module in model.named_modules() if isinstance(module, ours))
     if already:
         raise SurgeryError(
             f"{type(model).__name__} was swapped before ({len(already)} sites, the first is {next(iter(already))}); "
@@ -140,20 +140,13 @@ def _check_activation(fqn, module):
 
 
 def _num_channels(model, sites):
-    """Units of the FFNs at `sites`, which must all be known FFNs of one width."""
-    if getattr(getattr(model, "config", None), "model_type", None) not in LAYOUTS:
-        raise SurgeryError(
-            f"the width of the FFNs of {type(model).__name__} is not known, which parameters for each unit need; "
-            f"known are {', '.join(LAYOUTS)}"
-        )
+    """Units of the FFN at each of `sites`, which must all be known FFNs."""
     prefix = base_prefix(model)
-    widths = {
-        prefix + site.activation: model.base_model.get_submodule(site.up).out_features for site in ffn_sites(model)
-    }
+    widths = {prefix + site.activation: site.width for site in ffn_sites(model)}
     outside = [fqn for fqn in sites if fqn not in widths]
     if outside:
         raise SurgeryError(f"{outside[0]} is not in an FFN, where alone parameters for each unit are possible")
-    return widths[sites[0]]
+    return [widths[fqn] for fqn in sites]
 
 
 def _record(model, settings, sites, num_channels):
@@ -161,20 +154,39 @@ def _record(model, settings, sites, num_channels):
     outside = [fqn for fqn in sites if not fqn.startswith(prefix)]
     if outside:
         raise SurgeryError(f"{outside[0]} is outside the base model {prefix[:-1]!r}, so the swap could not be saved")
-    replaced = getattr(model.config, hidden_act_key(model.config))
-    if not isinstance(replaced, str) or replaced not in ACT2FN:
-        raise SurgeryError(f"{hidden_act_key(model.config)} is {replaced!r}, which is no name in transformers' ACT2FN")
+    replaced, keys = _named_in_config(model, sites)
     modules = [fqn.removeprefix(prefix) for fqn in sites]
     native = settings.name in NATIVE and not _is_partial(model, sites, replaced)
-    record_swap(_own_config(model), settings, replaced, modules, num_channels, native)
+    record_swap(_own_config(model), RecordedSwap(settings, replaced, keys, modules, num_channels), native)
+
+
+def _named_in_config(model, sites):
+    """(name in ACT2FN, the config's attributes that say so) of the activations at `sites`."""
+    first, *others = ((fqn, model.get_submodule(fqn)) for fqn in sites)
+    for fqn, module in others:
+        if type(module) is not type(first[1]) and not same_function(module, first[1]):
+            raise SurgeryError(
+                f"{type(model).__name__} has several FFN activations ({first[0]}: {type(first[1]).__name__}, {fqn}: "
+                f"{type(module).__name__}), a swap replaces one kind; choose with target_modules"
+            )
+    named = activation_keys(model.config, first[1])
+    if not named:
+        raise SurgeryError(
+            f"{first[0]} is a {type(first[1]).__name__}, which no attribute of {type(model.config).__name__} names; a "
+            "saved model could not be built again"
+        )
+    return next(iter(named.items()))
 
 
 def _own_config(model):
     """Give the model a config of its own, since the object it was built from may serve other models too."""
-    shared, own = model.config, copy.deepcopy(model.config)
+    copies = {}
+    own = copy.deepcopy(model.config, copies)
     for module in model.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = own
+        config = getattr(module, "config", None)
+        # parts of a model have parts of its config
+        if id(config) in copies and isinstance(config, PreTrainedConfig):
+            module.config = copies[id(config)]
     return own
 
 

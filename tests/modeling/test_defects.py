@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 import lma_hf
 from lma_hf.modeling.activation_baselines import APLU
-from lma_hf.modeling.modeling_lma import TokenMask
 from lma_hf.modeling.statistics_lma import merge_statistics, to_std, token_statistics
+from lma_hf.modeling.token_mask_lma import TokenMask
 
 BUFFERS = {"running_mean", "running_std", "num_batches_tracked"}
 SHARED_OR_OWN = pytest.mark.parametrize("per_channel", [False, True])
@@ -110,7 +110,7 @@ def test_defect_4_padding_does_not_count(statistics, per_channel):
     x = batch(0, 3, 9, 6, dtype=torch.float64)
     mask = (torch.arange(9) < torch.tensor([[9], [4], [1]])).long()
     module = lma_hf.LMA(statistics=statistics, per_channel=per_channel, num_channels=6).double().train()
-    module.token_mask = TokenMask(0)
+    module.token_mask = TokenMask()
     module.token_mask.value = mask
     y = module(torch.where(mask[..., None] != 0, x, 1e3))
     mean, std = statistics_oracle(x, per_channel, mask)
@@ -180,7 +180,7 @@ def test_defect_7_aplu_constructs_and_starts_as_relu():
 @SHARED_OR_OWN
 def test_defect_8_statistics_of_low_precision_input_are_float32(dtype, per_channel):
     module = lma_hf.LMA(per_channel=per_channel, num_channels=4).train()
-    module.token_mask = TokenMask(0)
+    module.token_mask = TokenMask()
     module.token_mask.value = mask = (torch.arange(40) < 31).long().repeat(64, 1)
     # sums pass float16's maximum and bfloat16's integers
     x = (100 * batch(0, 64, 40, 4)).to(dtype)

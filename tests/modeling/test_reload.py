@@ -1,7 +1,8 @@
-"""Saved models load in a fresh process that knows only `import lma_hf` and transformers, to the same numbers."""
+"""Saved models load to the same numbers in a fresh process, after `import lma_hf` or by the code they bring along."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import lma_hf
-from lma_hf.modeling.modeling_lma import LEARNABLE
+from lma_hf.modeling.modeling_lma import OURS, code_files
 
 LMA_CONFIGS = {
     "k16": lma_hf.LMAConfig(num_segments=16, range_sigmas=2.0),
@@ -47,6 +48,8 @@ CASES = {
         for name, pattern in SECOND_LAYER.items()
         for key in ("lma", "relu", "swish")
     },
+    "bert-folded": ("bert", lma_hf.LMAConfig(), "AutoModelForSequenceClassification", None),
+    "albert-folded": ("albert", lma_hf.LMAConfig(continuous=True, per_channel=True), "AutoModelForMaskedLM", None),
     **{f"{name}-plain": (name, None, "AutoModelForMaskedLM", None) for name in ("bert", "distilbert", "albert")},
 }
 INPUTS = sentences((40, 5, 17, 1), 40)
@@ -62,6 +65,8 @@ def build(case):
     if getattr(activation, "statistics", None) == "frozen":
         lma_modules(model)[0].running_std.fill_(0.7)
     model.train()(**sentences((30, 30), 30))
+    if case.endswith("-folded"):
+        lma_hf.fold_(model)
     return model.eval()
 
 
@@ -77,19 +82,38 @@ def saved(tmp_path_factory, tiny_tokenizer):
     return folder, models
 
 
+@pytest.fixture(scope="module", params=["package", "remote_code"])
+def way(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def reloaded(saved):
+def reloaded(saved, way):
     """What the fresh process saw: name -> logits, state, activations, ..."""
     folder, _ = saved
     (folder / "plan.json").write_text(json.dumps({case: values[2] for case, values in CASES.items()}))
     torch.save(INPUTS, folder / "inputs.pt")
     worker = Path(__file__).with_name("reload_worker.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "code"),
+    }
     process = subprocess.run(
-        [sys.executable, "-W", "error", worker, folder], env=environment, capture_output=True, text=True, timeout=180
+        [sys.executable, "-W", "error", worker, folder, way],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert process.returncode == 0, process.stderr
-    return torch.load(folder / "results.pt")
+    return torch.load(folder / f"results-{way}.pt")
+
+
+def test_remote_code_runs_only_where_the_package_is_not_there(way, reloaded):
+    assert bool(reloaded["from_lma_hf"]) == (way == "package")
+    assert bool(reloaded["remote_code"]) == (way == "remote_code")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -108,7 +132,12 @@ def test_every_activation_stands_where_it_stood(case, saved, reloaded):
         for fqn, module in saved[1][case].named_modules()
         if "act" in fqn.rpartition(".")[2]
     }
-    assert reloaded[case]["activations"] == here
+    # remote code lives in a package of its own
+    there = {
+        fqn: re.sub(r"^transformers_modules\..*\.(?=[^.]*\.[^.]*$)", "lma_hf.modeling.", name)
+        for fqn, name in reloaded[case]["activations"].items()
+    }
+    assert there == here
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -126,8 +155,11 @@ def test_config_and_files(case, saved):
         assert config["ffn_activation"].items() >= vars(settings).items()
     else:
         assert config["ffn_activation"].items() >= {"name": activation, "replaced": "gelu"}.items()
-    weights = {path.name for path in folder.iterdir() if path.suffix != ".json"}
-    assert weights == {"model.safetensors"}
+    files = {path.name for path in folder.iterdir() if path.suffix != ".json"}
+    # transformers builds the model alone where the config names an activation of its own
+    needs_code = config[key] not in ("relu", "gelu")
+    assert files == {"model.safetensors", *(file.name for file in code_files() if needs_code)}
+    assert ("auto_map" in config) == needs_code
 
 
 def test_pipeline_in_the_fresh_process(saved, reloaded, tiny_tokenizer):
@@ -145,9 +177,9 @@ def test_plain_models_are_left_alone(saved, reloaded):
     for case in plain:
         assert "_init_weights" not in reloaded[case]["instance_attributes"]
         assert "post_init" not in reloaded[case]["instance_attributes"]
-        assert not any("lma_hf" in home for home in reloaded[case]["activations"].values())
+        assert not any("_lma." in home for home in reloaded[case]["activations"].values())
     swapped = reloaded["bert"]
-    assert any("lma_hf" in home for home in swapped["activations"].values())
+    assert any("_lma." in home for home in swapped["activations"].values())
     assert "post_init" not in swapped["instance_attributes"]
 
 
@@ -155,7 +187,7 @@ def test_plain_models_are_left_alone(saved, reloaded):
 def test_checkpoint_that_lacks_the_activations_gets_start_values(case, saved, tmp_path):
     folder, models = saved
     auto_class = CASES[case][2]
-    ours = [fqn for fqn, module in models[case].named_modules() if isinstance(module, LEARNABLE)]
+    ours = [fqn for fqn, module in models[case].named_modules() if isinstance(module, OURS)]
     state = load_file(folder / case / "model.safetensors")
     kept = {key: value for key, value in state.items() if key.rpartition(".")[0] not in ours}
     assert len(kept) < len(state)
@@ -169,8 +201,9 @@ def test_checkpoint_that_lacks_the_activations_gets_start_values(case, saved, tm
             key: value.shape for key, value in models[case].get_submodule(fqn).state_dict().items()
         }
         module.reset_parameters()
-        torch.testing.assert_close(loaded, dict(module.state_dict()), rtol=0, atol=0)
-        assert all(value.isfinite().all() for value in loaded.values())
+        torch.testing.assert_close(loaded, dict(module.state_dict()), rtol=0, atol=0, equal_nan=True)
+        # constants have no start values; a wrong answer must not look like a right one
+        assert all(value.isnan().all() if "folded" in case else value.isfinite().all() for value in loaded.values())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -205,9 +205,16 @@ def test_unknown_activation_names_the_nearest():
         swap_activations_(tiny_model(), {"num_segments": 8})
 
 
-def test_unknown_architecture_names_the_known_ones():
-    with pytest.raises(SurgeryError, match=r"PlainNet.*albert.*filter_fn"):
+def test_plain_module_is_searched_for_ffns():
+    model = nn.ModuleList([nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)), PlainNet()])
+    assert swap_activations_(model).swapped == {"0.1": "GELU"}
+
+
+def test_model_without_an_ffn_says_what_is_there():
+    with pytest.raises(SurgeryError, match=r"PlainNet: its activations, such as blocks.0.1 \(GELU\), .*filter_fn"):
         swap_activations_(PlainNet())
+    with pytest.raises(SurgeryError, match="Linear: its FFN calls a function"):
+        swap_activations_(nn.Linear(4, 4))
 
 
 def test_plain_module_with_a_filter():

@@ -1,0 +1,115 @@
+"""How a swap of activations stands in a model's config, so that `from_pretrained` can do it again."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from transformers.activations import ACT2FN
+
+from .configuration_lma import BASELINES, BaselineConfig, LMAConfig, settings_from_dict, settings_to_dict
+
+# Our activations' names where a config names one. transformers has a "prelu" and a "swish" (SiLU) of its own.
+HIDDEN_ACT = {"lma": "lma", **{name: f"lma_hf_{name}" for name in BASELINES}}
+NATIVE = ("relu", "gelu")
+
+
+class RecordedSwap(NamedTuple):
+    """A swap as it stands in a config.
+
+    Attributes:
+        settings: of the activation that was put in. replaced: the name in ACT2FN of the one that stood there.
+        keys: the config's attributes that named it, with dots where they are a part's ("text_config.hidden_act").
+        modules: fqns relative to the base model. num_channels: the units at each of them.
+        folded: whether the LMAs are constants; see `FoldedLMA`.
+    """
+
+    settings: LMAConfig | BaselineConfig
+    replaced: str
+    keys: list[str]
+    modules: list[str]
+    num_channels: list[int | None]
+    folded: bool = False
+
+
+def record_swap(config, swap, native=False):
+    """Write a swap into the config. Args: native: transformers itself builds the model from the plain name."""
+    for key in swap.keys:
+        set_key(config, key, swap.settings.name if native else HIDDEN_ACT[swap.settings.name])
+    config.ffn_activation = {**settings_to_dict(swap.settings), **swap._asdict()}
+    del config.ffn_activation["settings"]
+
+
+def read_swap(config):
+    """The `RecordedSwap` in a config, or None."""
+    recorded = getattr(config, "ffn_activation", None)
+    if recorded is None:
+        return None
+    values = dict(recorded)
+    # the first version knew one attribute, and one width for all
+    keys = values.pop("keys", None) or ["hidden_act" if hasattr(config, "hidden_act") else "activation"]
+    replaced, modules, num_channels = (values.pop(key) for key in ("replaced", "modules", "num_channels"))
+    if not isinstance(num_channels, list):
+        num_channels = [num_channels] * len(modules)
+    folded = values.pop("folded", False)
+    return RecordedSwap(settings_from_dict(values), replaced, keys, modules, num_channels, folded)
+
+
+def native_activation(config):
+    """The name of an activation that a swap has placed and transformers can build itself, or None."""
+    swap = read_swap(config)
+    return swap.settings.name if swap is not None and swap.settings.name in NATIVE else None
+
+
+def forget_swap(config):
+    """Inverse of `record_swap`; does nothing to a config without one."""
+    swap = read_swap(config)
+    if swap is not None:
+        for key in swap.keys:
+            set_key(config, key, swap.replaced)
+        del config.ffn_activation
+        # the code that a swapped model brings along; see `modeling_lma`
+        if hasattr(config, "auto_map"):
+            del config.auto_map
+
+
+def needs_our_code(config):
+    """Whether a config names an activation that transformers alone does not know."""
+    swap = read_swap(config)
+    return swap is not None and get_key(config, swap.keys[0]) in HIDDEN_ACT.values()
+
+
+def activation_keys(config, activation):
+    """Name in ACT2FN -> the config's attributes with that name, for names that give the function `activation`."""
+    found = {}
+    for key, value in _strings(config):
+        if value in ACT2FN and same_function(ACT2FN[value], activation):
+            found.setdefault(value, []).append(key)
+    return found
+
+
+@torch.no_grad()
+def same_function(first, second):
+    """Whether two activation modules compute the same, whatever their classes; tried on a grid."""
+    x = torch.linspace(-8, 8, 257, device="cpu")
+    return torch.allclose(first(x), second(x), atol=1e-6)
+
+
+def _strings(config, prefix=""):
+    """Every (key, value) of a config and of its parts whose value is a string."""
+    parts = getattr(config, "sub_configs", {})
+    for key, value in vars(config).items():
+        if isinstance(value, str):
+            yield prefix + key, value
+        elif key in parts and value is not None:
+            yield from _strings(value, f"{prefix}{key}.")
+
+
+def get_key(config, key):
+    """An attribute of a config, or with dots in its key that of a part."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def set_key(config, key, value):
+    """Inverse of `get_key`."""
+    *parts, name = key.split(".")
+    setattr(functools.reduce(getattr, parts, config), name, value)
