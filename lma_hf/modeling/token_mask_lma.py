@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from .activation_lma import LMA
 
-# Models whose mask does not say which positions the FFNs see: Whisper's has twice as many (its encoder halves them),
-# and Funnel pools its sequence from block to block. There every position counts.
-NO_TOKEN_MASK = ("whisper", "funnel")
+# Models whose mask does not say which positions the FFNs see, so that there every position counts: the sequence is
+# shortened on the way (Whisper, Canine, SEW, Funnel), stands in the first dimension (XLNet), or is dealt out to experts.
+NO_TOKEN_MASK = ("whisper", "canine", "sew", "sew-d", "funnel", "xlnet", "switch_transformers")
 
 
 class TokenMask:

@@ -50,7 +50,9 @@ def ffn_sites(model):
 def why_none(model):
     """Why a model has no FFN site that can be swapped, in a few words."""
     found = {
-        fqn: type(module).__name__ for fqn, module in model.named_modules() if is_activation(module) and "." in fqn
+        fqn: type(module).__name__
+        for fqn, module in model.named_modules()
+        if is_activation(module) and _layers_around(model, fqn)
     }
     if not found:
         return "its FFN calls a function, there is no activation module to swap"
@@ -68,6 +70,8 @@ def _site_at(base, parent, child):
     layer (BERT's intermediate and output).
     """
     activation = f"{parent}.{child}".lstrip(".")
+    if not _layers_around(base, activation):
+        return None  # in a pooler or a head
     beside = _linear_maps(base.get_submodule(parent), parent)
     for down in reversed(beside):
         ups = [up for up in beside if up != down and _fit(beside[up], beside[down])]
@@ -118,15 +122,15 @@ def _fit(up, down):
 
 def layer_lists(model):
     """Fqns, relative to the base model, of the module lists that hold the layers with FFNs (several for ALBERT)."""
-    base, lists = model.base_model, {}
-    for site in ffn_sites(model):
-        parts = site.activation.split(".")
-        around = [".".join(parts[:end]) for end in range(1, len(parts))]
-        holders = [fqn for fqn in around if isinstance(base.get_submodule(fqn), nn.ModuleList)]
-        if not holders:
-            raise SurgeryError(f"{site.activation} of {type(model).__name__} is in no list of layers")
-        lists[holders[-1]] = True
-    return list(lists)
+    around = [_layers_around(model.base_model, site.activation)[-1] for site in ffn_sites(model)]
+    return list(dict.fromkeys(around))
+
+
+def _layers_around(base, fqn):
+    """Fqns of the module lists (and sequences) that the module at `fqn` lies in."""
+    parts = fqn.split(".")
+    around = [".".join(parts[:end]) for end in range(1, len(parts) - 1)]
+    return [name for name in around if isinstance(base.get_submodule(name), (nn.ModuleList, nn.Sequential))]
 
 
 def base_prefix(model):
