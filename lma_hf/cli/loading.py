@@ -1,11 +1,14 @@
 """From a configuration to task, data, tokenizer and model, with their labels matched."""
 
 import dataclasses
+import inspect
+import math
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lma_hf.data.collate import PAD_TO_MULTIPLE_OF
 from lma_hf.data.glue import custom_task, get_task
 from lma_hf.data.labels import label_mapping
 from lma_hf.data.sources import is_local, load_splits
@@ -46,27 +49,102 @@ def load_data(config, *, with_train):
     )
 
 
-def load_tokenizer_and_model(name_or_path, what, **kwargs):
-    """(tokenizer, sequence classification model in float32). Raises: ConfigError if they cannot be loaded."""
+def load_tokenizer_and_model(name_or_path, what, *, revision=None, trust_remote_code=False, complete=False, **kwargs):
+    """A tokenizer and a sequence classification model in float32 that fit each other.
+
+    Args:
+        name_or_path: folder or hub id. what: how messages call the model.
+        revision: branch, tag or commit on the hub. trust_remote_code: run code that comes with the model.
+        complete: weights that the checkpoint lacks, such as the head of a pretrained model, are an error.
+        kwargs: further arguments of the model's from_pretrained.
+    Raises: ConfigError if they cannot be loaded.
+    """
     if is_local(name_or_path):
         name_or_path = str(Path(name_or_path).expanduser())
         if not Path(name_or_path).is_dir():
             raise ConfigError(
                 f"{what} folder {name_or_path!r} does not exist; give a saved model's folder or a hub id"
             )
+    source = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    if complete:  # weights of another shape are found below, with a message that names them
+        kwargs["ignore_mismatched_sizes"] = True
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
         # half precision is autocast's business; masters stay in float32
-        model = AutoModelForSequenceClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path, dtype=torch.float32, output_loading_info=True, **source, **kwargs
+        )
     except Exception as error:  # a damaged file makes the loaders raise nearly anything
         reason = " ".join(str(error).split())
         raise ConfigError(f"{what} {name_or_path!r} cannot be loaded: {type(error).__name__}: {reason}") from error
+    if complete:
+        _check_complete(info, f"{what} {name_or_path!r}")
+    fit_inputs_(tokenizer, model)
+    fit_padding_(tokenizer, model, f"{what} {name_or_path!r}")
     return tokenizer, model
 
 
+def _check_complete(info, name):
+    if info["mismatched_keys"]:
+        key, found, expected = min(info["mismatched_keys"])
+        raise ConfigError(
+            f"{name} has {key} of shape {list(found)}, but its config.json asks for {list(expected)}; correct it, for "
+            "example id2label, which counts the labels"
+        )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(
+            f"{name} lacks {len(info['missing_keys'])} weights ({missing}); give a model that was fine-tuned for this "
+            "task, or make one with `lma-hf teach`"
+        )
+
+
+def fit_inputs_(tokenizer, model):
+    """Let the tokenizer return only what the model takes, such as no token_type_ids for DistilBERT."""
+    taken = set(inspect.signature(model.forward).parameters)
+    if "input_ids" not in taken:  # a wrapper that hands everything on
+        return
+    # with one type of token the ids are all 0, whatever a tokenizer of two types says
+    if getattr(model.config, "type_vocab_size", None) in (0, 1):
+        taken.discard("token_type_ids")
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+
+
+def fit_padding_(tokenizer, model, name):
+    """Give tokenizer and model one padding token, also where neither has any (GPT-2, Llama).
+
+    Args: name: how messages call the model.
+    Raises: ConfigError if no token can stand in.
+    """
+    config = model.config.get_text_config()
+    # a padding token that was added to the tokenizer alone has no embedding
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= getattr(config, "vocab_size", math.inf):
+        tokenizer.pad_token = _padding_token(tokenizer, getattr(config, "pad_token_id", None), name)
+    # decoders read their logits at the last token that is not padding, and find it by this id
+    if not model.config.is_encoder_decoder:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _padding_token(tokenizer, pad_token_id, name):
+    if pad_token_id in range(len(tokenizer)):
+        return tokenizer.convert_ids_to_tokens(pad_token_id)
+    # a token that may end a text would be taken for padding there
+    ending = tokenizer("").input_ids[-1:]
+    for token in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+        if token is not None and tokenizer.convert_tokens_to_ids(token) not in ending:
+            return token
+    raise ConfigError(f"the tokenizer of {name} has no padding token; set pad_token in its tokenizer_config.json")
+
+
 def label_names_of(model):
-    """The model's class names in id order."""
-    return [model.config.id2label[index] for index in range(model.config.num_labels)]
+    """The model's class names in id order. Raises: LabelMismatchError if its ids are not 0 to n-1."""
+    names = model.config.id2label
+    if set(names) != set(range(len(names))):
+        raise LabelMismatchError(
+            f"model {model.name_or_path} has the label ids {sorted(names)}, allowed are 0 to {len(names) - 1}; "
+            "correct id2label in its config.json"
+        )
+    return [names[index] for index in range(len(names))]
 
 
 def labels_of_model(model, task, dataset, name):
@@ -82,10 +160,24 @@ def labels_of_model(model, task, dataset, name):
 
 
 def check_max_length(config, model):
-    """Raises: ConfigError if the model has too few positions for `max_length`."""
-    positions = model.config.max_position_embeddings
-    if model.config.model_type in ("roberta", "mpnet"):
-        # their positions start behind the padding's
-        positions -= model.config.pad_token_id + 1
-    if config.max_length > positions:
-        raise ConfigError(f"max_length is {config.max_length}, the model allows at most {positions}")
+    """Raises: ConfigError if the model has too few positions for `max_length`, padding included."""
+    positions = max_positions(model)
+    if positions is None:
+        return
+    allowed = positions - positions % PAD_TO_MULTIPLE_OF
+    if config.max_length > allowed:
+        raise ConfigError(f"max_length is {config.max_length}, the model allows at most {allowed}")
+
+
+def max_positions(model):
+    """How many tokens the model has positions for; None where they are relative (T5, XLNet)."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or positions < 1:
+        return None
+    offsets = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    # RoBERTa and kin: positions start behind the padding's
+    return positions - max(offsets, default=0)

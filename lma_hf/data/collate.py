@@ -14,6 +14,8 @@ from lma_hf.errors import DataError
 MIN_MAX_LENGTH = 8
 # transformers marks "no limit known" by a huge model_max_length (1e30).
 NO_LIMIT = 1_000_000
+# Row lengths are rounded up to it, for tensor cores.
+PAD_TO_MULTIPLE_OF = 8
 
 
 def tokenize_splits(
@@ -64,7 +66,7 @@ def make_dataloader(
     shuffle: bool,
     seed: int,
     total_batch_size: int | None = None,
-    pad_to_multiple_of: int | None = 8,
+    pad_to_multiple_of: int | None = PAD_TO_MULTIPLE_OF,
 ) -> DataLoader:
     """Batches of a tokenized split, each padded to its own longest row.
 
@@ -74,7 +76,7 @@ def make_dataloader(
             `seed` fixes; every pass over the loader continues with another order.
         total_batch_size: rows over all processes and accumulation steps, `batch_size` by default; lengths are
             grouped by it, so that any number of processes sees the same global batches.
-        pad_to_multiple_of: row lengths are rounded up to it, for tensor cores.
+        pad_to_multiple_of: row lengths are rounded up to it.
     """
     sampler = None
     if shuffle:

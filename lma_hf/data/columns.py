@@ -13,9 +13,9 @@ from lma_hf.errors import DataError, LabelMismatchError
 HIDDEN_LABEL = -1
 
 
-def check_columns(dataset: Dataset, task: Task, where: str) -> None:
+def check_columns(dataset: Dataset, task: Task, where: str, *, with_label: bool = True) -> None:
     """DataError where a column of `task` is missing or the split has no rows; `where` opens the message."""
-    for column in (*task.text_columns, task.label_column):
+    for column in (*task.text_columns, *([task.label_column] if with_label else [])):
         if column not in dataset.column_names:
             hint = nearest(column, dataset.column_names)
             raise DataError(
@@ -57,10 +57,23 @@ def encode_split(dataset: Dataset, task: Task, where: str) -> Dataset:
     Returns: texts as string; "label" as int64 ids into `task.label_names`, or float32 for regression.
     Raises: DataError for null or non-text texts and for labels that are missing, hidden, unknown or not numbers.
     """
+    labels = (_scores if task.is_regression else _class_ids)(dataset, task, where)
+    return _encoded(dataset, task, where, labels, "float32" if task.is_regression else "int64")
+
+
+def encode_texts(dataset: Dataset, task: Task, where: str) -> Dataset:
+    """The checked in-memory dataset of only the text columns and, as "label", the number of each row from 0.
+
+    Labels are not looked at; with the row numbers in their place, predictions find back into the dataset's order.
+    Args and Raises: as of `encode_split`, for texts.
+    """
+    return _encoded(dataset, task, where, np.arange(len(dataset)), "int64")
+
+
+def _encoded(dataset: Dataset, task: Task, where: str, labels: np.ndarray, label_type: str) -> Dataset:
     table = dataset.select_columns(list(task.text_columns)).with_format("arrow")[:]
-    columns = {name: _checked_texts(table[name], name, where) for name in task.text_columns}
-    columns["label"] = (_scores if task.is_regression else _class_ids)(dataset, task, where)
-    types = dict.fromkeys(task.text_columns, "string") | {"label": "float32" if task.is_regression else "int64"}
+    columns = {name: _checked_texts(table[name], name, where) for name in task.text_columns} | {"label": labels}
+    types = dict.fromkeys(task.text_columns, "string") | {"label": label_type}
     return Dataset.from_dict(columns, features=Features({name: Value(dtype) for name, dtype in types.items()}))
 
 

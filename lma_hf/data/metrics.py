@@ -102,7 +102,7 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     Returns: metric name -> value in [-1, 1], not percent. F1 is that of class 1 for two classes, else the macro mean.
     Raises: DataError where shapes do not fit, there are no rows or a logit is not finite.
     """
-    predictions = _predictions(task, np.asarray(logits), np.asarray(labels))
+    predictions = to_predictions(task, np.asarray(logits), np.asarray(labels))
     results = {}
     # evaluate makes a folder per metric in the user's cache even when all is kept in memory.
     with tempfile.TemporaryDirectory() as scratch:
@@ -113,7 +113,12 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     return results
 
 
-def _predictions(task: Task, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def to_predictions(task: Task, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Class ids, or scores for regression, of shape (rows,).
+
+    Args: as of `compute_metrics`; of `labels` only the shape counts.
+    Raises: DataError where shapes do not fit, there are no rows or a logit is not finite.
+    """
     rows = len(labels)
     allowed = [(rows, task.num_labels)] + ([(rows,)] if task.is_regression else [])
     if rows == 0 or labels.ndim != 1 or logits.shape not in allowed:

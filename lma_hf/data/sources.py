@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-from lma_hf.data.columns import check_columns, encode_split, find_label_names
+from lma_hf.data.columns import check_columns, encode_split, encode_texts, find_label_names
 from lma_hf.data.glue import Task, fill_label_names, nearest
 from lma_hf.data.progress import no_progress_bars
 from lma_hf.errors import DataError
@@ -43,7 +43,7 @@ def load_splits(
     """
     max_samples = max_samples or {}
     _check_max_samples(max_samples, splits)
-    available = _local_files(source, task) if is_local(source) else _hub_splits(source, dataset_config)
+    available = find_splits(source, task, dataset_config)
     wanted = [split for split in splits if _is_there(split, available, task, source)]
     raw = {split: _open(available[split], task) for split in wanted}
     for split, dataset in raw.items():
@@ -52,6 +52,31 @@ def load_splits(
         task = fill_label_names(task, find_label_names(_train_first(raw, available, task, source), task, source))
     encoded = {split: encode_split(raw[split], task, f"split '{split}' of {source}") for split in wanted}
     return DatasetDict({split: _subset(encoded[split], max_samples.get(split), seed) for split in wanted}), task
+
+
+def find_splits(source: str, task: Task, dataset_config: str | None = None) -> Mapping[str, Path | Dataset]:
+    """Split name -> file of a local folder or dataset of the hub. Raises: DataError where there is nothing."""
+    return _local_files(source, task) if is_local(source) else _hub_splits(source, dataset_config)
+
+
+def load_texts(source: str, task: Task, split: str, *, dataset_config: str | None = None) -> Dataset | None:
+    """A split to predict on: its text columns and, as "label", the number of each row.
+
+    Args: source, dataset_config: as of `load_splits`.
+    Returns: None, with a warning, where the split is absent.
+    Raises: DataError where the split cannot be read or a text is missing.
+    """
+    try:
+        available = find_splits(source, task, dataset_config)
+    except DataError as error:
+        logger.warning("no split '%s' of task '%s', skipping it: %s", split, task.name, error)
+        return None
+    if split not in available:
+        logger.warning("%s has no split '%s' of task '%s', skipping it", source, split, task.name)
+        return None
+    dataset, where = _open(available[split], task), f"split '{split}' of {source}"
+    check_columns(dataset, task, where, with_label=False)
+    return encode_texts(dataset, task, where)
 
 
 def is_local(source: str) -> bool:

@@ -135,8 +135,60 @@ class EvaluateConfig(DataConfig):
     """Evaluate a saved model."""
 
     model_dir: str = field(metadata={"help": "saved model: folder or hub id"})
+    revision: str | None = option(None, "branch, tag or commit of a model on the hub")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model; only for sources you trust")
     output_file: str | None = option(None, "also write the results as JSON here")
+    predict: str | None = option(None, "also write GLUE test-server files (RTE.tsv, ...) into this folder")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; unset: accelerate's setting")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.predict is not None and self.task_name is None:
+            raise ConfigError(f"predict is {self.predict!r}, but only GLUE tasks have a test server; set task_name")
+
+
+@dataclass(kw_only=True)
+class PushConfig:
+    """Push a finished run's model to the hub."""
+
+    model_dir: str = field(metadata={"help": "output_dir of a finished run"})
+    repo_id: str = field(metadata={"help": "repository on the hub: user/name or organization/name"})
+    private: bool = option(True, "a new repository is private; an existing one stays as it is")
+    revision: str | None = option(None, "branch, created if it is missing; unset: main")
+    commit_message: str | None = option(None, "message of the one commit")
+    token: str | None = field(
+        default=None, repr=False, metadata={"help": "access token; unset: HF_TOKEN or the saved login"}
+    )
+    dry_run: bool = option(False, "check everything and list the files and their sizes, without any network")
+    timeout_s: int = option(120, "seconds without a sign of the hub that count as a failure")
+    license: str | None = option(None, "card: licence id such as apache-2.0; unset: that of the teacher")
+    base_model: str | None = option(None, "card: hub id; unset: the pretrained model that the teacher was made from")
+    teacher: str | None = option(None, "card: folder or hub id of the teacher; unset: where the run found it")
+    baselines: list[str] = option([], "card: folders of runs with another activation, for example gelu, one a seed")
+    other_seeds: list[str] = option([], "card: folders of runs that differ from this one in the seed only")
+    dataset: str | None = option(None, "card: where the data is now, for latencies; unset: where the run found it")
+    with_latency: bool = option(True, "card: time the models on this machine's CPU, over validation texts")
+
+    def __post_init__(self):
+        check_positive(self, "timeout_s")
+        if self.commit_message is not None and not self.commit_message.strip():
+            raise ConfigError("commit_message is empty; write what changes, or leave it out")
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Write a saved model in a format that other runtimes load."""
+
+    model_dir: str = field(metadata={"help": "saved sequence classification model: folder or hub id"})
+    output_dir: str = field(metadata={"help": "folder for the exported model, its config and its tokenizer"})
+    format: Literal["onnx", "torch"] = option("onnx", "onnx: model.onnx; torch: model.pt2, a torch.export program")
+    quantize: Literal["int8"] | None = option(None, "onnx: also write model_quantized.onnx")
+    revision: str | None = option(None, "branch, tag or commit of a model on the hub")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model; only for sources you trust")
+
+    def __post_init__(self):
+        if self.quantize is not None and self.format != "onnx":
+            raise ConfigError(f"quantize is {self.quantize!r}, but format is {self.format!r}; quantize works on onnx")
 
 
 @dataclass(kw_only=True)
@@ -165,16 +217,24 @@ class ProfileConfig:
     """Which kernel computes LMA on this machine, and how fast it is there."""
 
     output_dir: str | None = option(None, "folder for benchmark.csv, environment.json and the plots of activations")
-    parts: list[str] = option(["activation"], "what is timed: activation, ffn (two Linears around it), model (a BERT)")
+    parts: list[str] = option(
+        ["activation"], "what is timed: activation, ffn, model (a BERT), export (model_dir as ONNX)"
+    )
+    model_dir: str | None = option(None, "export: saved model whose exports are timed; folder or hub id")
     shapes: list[str] = option(["4096x1536"], "activation: tokens x channels")
     dtypes: list[str] = option(["float32", "bfloat16"], "float32 bfloat16 float16; autocast for ffn and model")
-    threads: list[int] | None = option(None, "numbers of CPU threads; ffn and model: the largest only; unset: torch's")
-    candidates: list[str] | None = option(None, "activations that are timed; unset: all, but not the slowest if large")
+    threads: list[int] | None = option(None, "numbers of CPU threads; only activation takes several; unset: torch's")
+    candidates: list[str] | None = option(None, "what is timed of a part; unset: all, but not the slowest if large")
     repeats: int = option(20, "timed repeats, of which the median is taken")
     hold_memory: bool = option(True, "let the C library keep freed memory, so that no page faults are timed")
 
     def __post_init__(self):
-        check_names("parts", self.parts, ("activation", "ffn", "model"))
+        check_names("parts", self.parts, ("activation", "ffn", "model", "export"))
+        if (self.model_dir is not None) != ("export" in self.parts):
+            raise ConfigError(
+                f"model_dir is {self.model_dir!r} and parts are {', '.join(self.parts)}; part export, and no other, "
+                "needs the --model_dir of a saved model"
+            )
         check_names("dtypes", self.dtypes, ("float32", "bfloat16", "float16"))
         check_names("threads", self.threads, range(1, (os.cpu_count() or 1) + 1))
         check_positive(self, "repeats")
