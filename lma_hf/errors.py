@@ -52,3 +52,19 @@ class TrainingError(LmaHfError, RuntimeError):
     """The run itself failed, for example because the loss became NaN."""
 
     exit_code = 1
+
+
+class PushRefusedError(LmaHfError, ValueError):
+    """A folder that must not go to the hub: incomplete, with NaN weights, or one that does not reload."""
+
+
+class PushError(LmaHfError, RuntimeError):
+    """The hub did not take what was pushed."""
+
+    exit_code = 1
+
+
+class ExportError(LmaHfError, RuntimeError):
+    """A model that cannot be exported, or an exported file that does not compute what the model computes."""
+
+    exit_code = 1

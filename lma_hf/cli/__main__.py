@@ -6,11 +6,20 @@ import os
 import sys
 
 import torch.distributed as dist
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from lma_hf.cli.parser import parse_config
 from lma_hf.errors import ConfigError, LmaHfError
-from lma_hf.training.config import DistillConfig, EvaluateConfig, ProfileConfig, QuickstartConfig, TeachConfig
+from lma_hf.training.config import (
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ProfileConfig,
+    PushConfig,
+    QuickstartConfig,
+    TeachConfig,
+)
 
 # verb -> (settings, description); lma_hf/cli/<verb>.py holds the function of that name
 VERBS = {
@@ -18,6 +27,8 @@ VERBS = {
     "teach": (TeachConfig, "Fine-tune a teacher on a GLUE task or your own data."),
     "distill": (DistillConfig, "Distil a shallow student from a fine-tuned teacher."),
     "evaluate": (EvaluateConfig, "Evaluate a saved model on a task's validation splits."),
+    "push": (PushConfig, "Push a finished run's model, with its card, to the hub."),
+    "export": (ExportConfig, "Write a saved model as ONNX, also in int8, or as a torch.export program."),
     "profile": (ProfileConfig, "Say which kernel computes LMA here, and how fast it is."),
 }
 USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(
@@ -44,6 +55,8 @@ def quiet_down():
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     is_main_process = os.environ.get("RANK", "0") == "0"
     logging.getLogger("lma_hf").setLevel(logging.INFO if is_main_process else logging.ERROR)
+    # it prints by itself
+    hub_logging.disable_propagation()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
-from lma_hf.compare import activation_benchmark, model_benchmark
+from lma_hf.cli.loading import load_tokenizer_and_model, max_positions
+from lma_hf.compare import activation_benchmark, export_benchmark, model_benchmark
 from lma_hf.compare.activation_benchmark import SLOW, describe_kernel, left_out
 from lma_hf.compare.profiling import environment, print_table
 from lma_hf.compare.roofline_plot import can_be_plotted, check_matplotlib, plot_name, plot_rooflines
 from lma_hf.compare.timing import MODES, hold_memory, write_csv
 from lma_hf.errors import ConfigError, OutputDirError
+from lma_hf.export.onnx import check_onnx
 from lma_hf.kernels.registry import resolve
 from lma_hf.training.checkpoint import write_json
 from lma_hf.training.config import check_names
@@ -19,6 +21,7 @@ CANDIDATES = {
     "activation": activation_benchmark.CANDIDATES,
     "ffn": model_benchmark.FFN_CANDIDATES,
     "model": model_benchmark.MODEL_CANDIDATES,
+    "export": export_benchmark.EXPORT_CANDIDATES,
 }
 CSV, ENVIRONMENT = "benchmark.csv", "environment.json"
 
@@ -31,6 +34,8 @@ def profile(config):
     """
     threads = config.threads or [torch.get_num_threads()]
     check_candidates(config)
+    if "export" in config.parts:
+        check_onnx()
     if config.output_dir is not None:
         prepare_output_dir(Path(config.output_dir).expanduser(), output_names(config, threads))
     show_kernels()
@@ -48,7 +53,8 @@ def profile(config):
 
 def check_candidates(config):
     """Raises: ConfigError if a candidate is unknown, or a part has none of those named."""
-    check_names("candidates", config.candidates, CANDIDATES["activation"])
+    known = [name for names in CANDIDATES.values() for name in names]
+    check_names("candidates", config.candidates, list(dict.fromkeys(known)))
     for part in config.parts:
         if not candidates_of(part, config):
             raise ConfigError(f"candidates names none that part {part} has: {', '.join(CANDIDATES[part])}")
@@ -113,6 +119,12 @@ def _groups(config, threads):
             yield from activation_benchmark.measure_activations(
                 config.resolved_shapes, config.dtypes, threads, chosen, config.repeats
             )
+        elif part == "export":
+            tokenizer, model = load_tokenizer_and_model(config.model_dir, "model", complete=True)
+            positions = max_positions(model)
+            yield from export_benchmark.measure_exports(
+                model, tokenizer, positions, max(threads), names, config.repeats
+            )
         else:
             measure = model_benchmark.measure_ffns if part == "ffn" else model_benchmark.measure_models
             yield from measure(config.dtypes, max(threads), names, config.repeats)
@@ -148,7 +160,8 @@ def _table_rows(group):
             cells[f"{mode} {unit}"] = row["median_ms"] * factor if row else None
             cells[f"{mode} / gelu"], cells[f"{mode} / copy"] = row.get("ratio_to_gelu"), row.get("ratio_to_copy")
         kept = by_mode.get("training", {}).get("kept_bytes")
-        table[name] = {**cells, "kept MB": None if kept is None else kept / 1e6}
+        size = next(iter(by_mode.values()))["size_mb"]
+        table[name] = {**cells, "kept MB": None if kept is None else kept / 1e6, "size MB": size}
     filled = {key for cells in table.values() for key, value in cells.items() if value is not None}
     return [{key: value for key, value in cells.items() if key in filled} for cells in table.values()]
 

@@ -20,7 +20,7 @@ from torch import nn
 from lma_hf.errors import ConfigError, DataError
 from lma_hf.surgery.eval_mode import eval_mode
 
-REPORTED_PACKAGES = ("lma_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+REPORTED_PACKAGES = ("lma_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "onnxruntime")
 MIN_TABLE_WIDTH = 100
 
 

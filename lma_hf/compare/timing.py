@@ -31,8 +31,8 @@ class Setting(NamedTuple):
     """What all candidates of a group share.
 
     Attributes:
-        kind: activation, ffn or model. shape: sizes joined by x. dtype: of the input, or of autocast.
-        threads: of torch's CPU operators. mode: one of MODES.
+        kind: activation, ffn, model or export. shape: sizes joined by x. dtype: of the input, or of autocast.
+        threads: of torch's CPU operators, and of ONNX Runtime's. mode: one of MODES.
     """
 
     kind: str
@@ -43,15 +43,21 @@ class Setting(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """What is timed, who computes it ("torch", "reference" or our kernel), and the bytes that it keeps in training."""
+    """What is timed.
+
+    Attributes:
+        kernel: who computes it: "torch", "reference", our kernel or "onnxruntime".
+        kept_bytes: what it keeps in training. size_mb: of its file, where it has one, in 1e6 bytes.
+    """
 
     step: Callable[[], Any]
     kernel: str
     kept_bytes: int | None = None
+    size_mb: float | None = None
 
 
 COLUMNS = (*Setting._fields, "candidate", "kernel", "repeats", "median_ms", "min_ms")
-COLUMNS += ("ratio_to_gelu", "ratio_to_copy", "kept_bytes")
+COLUMNS += ("ratio_to_gelu", "ratio_to_copy", "kept_bytes", "size_mb")
 TRACE = ("date", "processor", "torch", "lma_hf", "git_commit")
 
 
@@ -65,9 +71,9 @@ def measure(setting: Setting, candidates: Mapping[str, Candidate], repeats: int)
         samples = time_in_turns(steps, repeats)
     median_ms = {name: statistics.median(values) for name, values in samples.items()}
     rows = []
-    for name, (_, kernel, kept) in candidates.items():
+    for name, (_, kernel, *sizes) in candidates.items():
         ratios = (median_ms[name] / median_ms[to] if to in median_ms else None for to in ("gelu", "copy"))
-        values = (*setting, name, kernel, repeats, median_ms[name], min(samples[name]), *ratios, kept)
+        values = (*setting, name, kernel, repeats, median_ms[name], min(samples[name]), *ratios, *sizes)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 

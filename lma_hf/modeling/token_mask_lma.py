@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from .activation_lma import LMA
 
 # Models whose mask does not say which positions the FFNs see, so that there every position counts: the sequence is
-# shortened on the way (Whisper, Canine, SEW, Funnel), stands in the first dimension (XLNet), or is dealt out to experts.
+# shortened on the way (Whisper, Canine, SEW, Funnel), stands in the first dimension (XLNet), or goes to experts.
 NO_TOKEN_MASK = ("whisper", "canine", "sew", "sew-d", "funnel", "xlnet", "switch_transformers")
 
 

@@ -162,7 +162,7 @@ class PushConfig:
     dry_run: bool = option(False, "check everything and list the files and their sizes, without any network")
     timeout_s: int = option(120, "seconds without a sign of the hub that count as a failure")
     license: str | None = option(None, "card: licence id such as apache-2.0; unset: that of the teacher")
-    base_model: str | None = option(None, "card: hub id; unset: the pretrained model that the teacher was made from")
+    base_model: str | None = option(None, "card: hub id; unset: the teacher if it is there, else what it names")
     teacher: str | None = option(None, "card: folder or hub id of the teacher; unset: where the run found it")
     baselines: list[str] = option([], "card: folders of runs with another activation, for example gelu, one a seed")
     other_seeds: list[str] = option([], "card: folders of runs that differ from this one in the seed only")

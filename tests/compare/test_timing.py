@@ -77,7 +77,7 @@ def test_rows_hold_medians_and_their_ratios(monkeypatch):
     candidates = {name: Candidate(lambda: None, "torch", number) for number, name in enumerate(samples)}
     rows = measure(SETTING, candidates, 3)
     assert [tuple(row) for row in rows] == [COLUMNS] * 3
-    assert list(rows[2].values()) == [*SETTING, "lma", "torch", 3, 3.0, 1.0, 0.75, 1.5, 2]
+    assert list(rows[2].values()) == [*SETTING, "lma", "torch", 3, 3.0, 1.0, 0.75, 1.5, 2, None]
     (row,) = measure(SETTING, {"lma": candidates["lma"]}, 3)
     assert (row["ratio_to_gelu"], row["ratio_to_copy"]) == (None, None)
 

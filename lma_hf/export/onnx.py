@@ -1,0 +1,78 @@
+"""A `torch.export` program as an ONNX graph."""
+
+import contextlib
+import logging
+import warnings
+
+import torch
+
+from lma_hf.errors import ExportError, MissingDependencyError
+from lma_hf.export.program import dynamic_shapes, one_line
+
+OPSET = 18
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def check_onnx():
+    """Raises: MissingDependencyError if a package that ONNX export needs is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX export needs {error.name}, which is not installed; run pip install 'lma_hf[onnx]'"
+        ) from error
+
+
+def save_onnx(program, names, path, max_length=None):
+    """Write a program as ONNX, opset 18, with inputs of shape (batch, sequence) and the output `logits`.
+
+    Above 2 GB, the limit of the format, the weights lie in a second file beside it.
+
+    Args: program, names, max_length: as from `to_program`.
+    Raises: ExportError if an operator has no counterpart in ONNX.
+    """
+    try:
+        with _quiet():
+            onnx_program = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=dynamic_shapes(names, max_length),
+            )
+            onnx_program.save(str(path))
+    except Exception as error:  # the exporter has no base class for what it cannot translate
+        raise ExportError(f"the program cannot be written as ONNX: {one_line(error)}") from error
+
+
+def check_graph(path):
+    """Raises: ExportError if a graph needs anything beyond the standard operators of opset 18 or later."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in STANDARD_DOMAINS})
+    if foreign or max(opsets.get(domain, 0) for domain in STANDARD_DOMAINS) < OPSET:
+        raise ExportError(
+            f"{path.name} has the operators {', '.join(foreign) or 'of ONNX alone'} and the opsets {opsets}, allowed "
+            f"are standard operators of opset {OPSET} and later"
+        )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the exporter's remarks on packages that are not needed and on its own deprecated calls."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,1 @@
+"""Students on the hub: checked, described and pushed."""
