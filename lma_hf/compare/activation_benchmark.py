@@ -9,7 +9,7 @@ from torch import nn
 
 from lma_hf.compare.timing import MODES, Candidate, Setting, measure, module_candidate
 from lma_hf.kernels.registry import resolve, use_kernel
-from lma_hf.modeling.activation_lma import LMA
+from lma_hf.modeling.activation_lma import LMA, FoldedLMA
 
 # name -> the module for a number of channels
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
@@ -132,7 +132,7 @@ def _copy_candidate(x: torch.Tensor, grad: torch.Tensor | None) -> Candidate:
 def kernel_of(module: nn.Module) -> str:
     """Who computes the activations in a module on the CPU: "torch", "reference", or the kernel's name and the
     processor's instructions that it uses."""
-    if not any(isinstance(part, LMA) for part in module.modules()):
+    if not any(isinstance(part, (LMA, FoldedLMA)) for part in module.modules()):
         return "torch"
     return describe_kernel(resolve("cpu").kernel)
 

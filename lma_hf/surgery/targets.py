@@ -127,9 +127,9 @@ def layer_lists(model):
 
 
 def _layers_around(base, fqn):
-    """Fqns of the module lists (and sequences) that the module at `fqn` lies in."""
+    """Fqns of the module lists (and sequences) that the parent of the module at `fqn` lies in; "" is `base` itself."""
     parts = fqn.split(".")
-    around = [".".join(parts[:end]) for end in range(1, len(parts) - 1)]
+    around = [".".join(parts[:end]) for end in range(len(parts) - 1)]
     return [name for name in around if isinstance(base.get_submodule(name), (nn.ModuleList, nn.Sequential))]
 
 
