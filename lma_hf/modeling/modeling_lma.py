@@ -11,7 +11,6 @@ loads where lma_hf is not installed, with trust_remote_code=True.
 import functools
 import shutil
 import sys
-import types
 from pathlib import Path
 
 import transformers
@@ -74,15 +73,16 @@ def place(model, fqn, activation):
 def connect(model):
     """Connect freshly placed activations to their model: the padding mask, `_init_weights`, and the code to save.
 
-    The two methods are set on the instance: transformers' classes stay untouched.
+    The two methods are set on the instance: transformers' classes stay untouched. (As partials, since a bound method
+    that is pickled comes back as that of the class.)
     """
     connect_masks(model)
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and any(isinstance(module, OURS) for module in part.modules()):
-            part._init_weights = types.MethodType(_init_weights, part)
+            part._init_weights = functools.partial(_init_weights, part)
     if isinstance(model, PreTrainedModel):
         for part in dict.fromkeys([model.base_model, model]):
-            part.save_pretrained = types.MethodType(save_pretrained, part)
+            part.save_pretrained = functools.partial(save_pretrained, part)
 
 
 def disconnect(model):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import lma_hf
 from lma_hf.compare.architectures import output_of, try_architecture
@@ -139,3 +140,25 @@ def test_models_load_without_the_package(tmp_path):
     assert done.returncode == 0, done.stderr
     for model_type, output in expected.items():
         assert torch.equal(torch.load(tmp_path / model_type / "output.pt"), output), model_type
+
+
+def test_a_part_of_what_was_swapped_loads_alone(tmp_path):
+    model = build(FAMILY_OF["t5"], "t5")
+    lma_hf.swap_activations_(model)
+    model.save_pretrained(tmp_path)
+    encoder = transformers.T5EncoderModel.from_pretrained(tmp_path)
+    assert sum(isinstance(module, LMA) for module in encoder.modules()) == 2
+    inputs = FAMILY_OF["bert"].inputs()
+    with torch.no_grad():
+        expected, actual = (part(**inputs).last_hidden_state for part in (model.encoder, encoder))
+    assert torch.equal(actual, expected)
+
+
+def test_pickled_model_is_the_same(tmp_path):
+    model, inputs = build(FAMILY_OF["gpt2"], "gpt2"), FAMILY_OF["gpt2"].inputs()
+    lma_hf.swap_activations_(model)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(output_of(again, inputs), output_of(model, inputs))
+    again.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "modeling_lma.py").is_file()
