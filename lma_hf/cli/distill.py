@@ -6,16 +6,17 @@ from itertools import islice
 
 import numpy as np
 
+from lma_hf.cli.extra_data import add_unlabelled
 from lma_hf.cli.loading import label_names_of, labels_of_model, load_data
+from lma_hf.cli.objective import load_extra_teachers, make_objective
 from lma_hf.cli.run import TrainingRun
 from lma_hf.data.labels import check_same_labels
 from lma_hf.data.metrics import compute_metrics
-from lma_hf.distillation.objective import DistillationObjective
-from lma_hf.distillation.teacher import Teacher
 from lma_hf.errors import ConfigError, DataError
 from lma_hf.modeling.configuration_lma import BaselineConfig, LMAConfig
 from lma_hf.student.build import build_student
 from lma_hf.student.layer_map import resolve_layer_map
+from lma_hf.student.warmup import warm_up_ffns_
 from lma_hf.surgery.calibrate import calibrate_
 from lma_hf.surgery.swap import swap_activations_
 
@@ -34,17 +35,30 @@ def distill(config):
     tokenizer, teacher = run.load(config.teacher, "teacher")
     layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
     mapping = labels_of_teacher(teacher, task, config)
+    extra_teachers = load_extra_teachers(run, task, tokenizer, teacher)
+    splits, labelled_share = add_unlabelled(splits, task, config)
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
     teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
     batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
     student, calibration = make_student(teacher, activation, batches, config)
-    objective = make_objective(teacher, student, layer_map, config, run.accelerator)
+    warmup = warm_up(run, student, teacher, layer_map, tokenized[task.train_split], tokenizer)
+    objective = make_objective(
+        teacher,
+        student,
+        layer_map,
+        config,
+        run.accelerator,
+        extra_teachers=extra_teachers,
+        labelled_share=labelled_share,
+    )
     records = {
         "activation": {"name": activation.name, **asdict(activation)},
         "layer_map": layer_map,
         "teacher": {"name": config.teacher, "metrics": teacher_scores},
         "calibration": calibration and asdict(calibration),
+        "activation_warmup": warmup and asdict(warmup),
+        "labelled_share": labelled_share,
     }
     return run.train(student, tokenizer, objective, tokenized, evaluator, records)
 
@@ -58,6 +72,26 @@ def calibration_batches(run, rows, tokenizer):
         for batch in islice(loader, run.config.calibration_batches)
         for start in range(0, len(batch["labels"]), size)
     ]
+
+
+def warm_up(run, student, teacher, layer_map, rows, tokenizer):
+    """Let every FFN of the student learn the teacher's, where the config says so. Returns: a WarmUpReport or None."""
+    config = run.config
+    if not config.activation_warmup_steps:
+        return None
+    # every process does the same on the global batches, so that their students stay equal
+    loader = run.train_loader(rows, tokenizer, run.total_batch_size)
+    report = warm_up_ffns_(
+        student,
+        teacher,
+        layer_map,
+        loader,
+        config.activation_warmup_steps,
+        learning_rate=config.learning_rate,
+        activation_learning_rate=config.activation_learning_rate,
+    )
+    logger.info("%s", report)
+    return report
 
 
 def activation_settings(config):
@@ -125,17 +159,3 @@ def make_student(teacher, activation, batches, config):
     calibration = calibrate_(student, batches) if activation.name == "lma" else None
     logger.info("%s", calibration)
     return student, calibration
-
-
-def make_objective(teacher, student, layer_map, config, accelerator):
-    """The `DistillationObjective` that the config describes, on this process's device."""
-    return DistillationObjective(
-        Teacher(teacher, accelerator.autocast),
-        temperature=config.temperature,
-        task_loss_weight=config.task_loss_weight,
-        distill_loss_weight=config.distill_loss_weight,
-        hidden_loss_weight=config.hidden_loss_weight,
-        layer_map=layer_map,
-        student_hidden_size=student.config.hidden_size,
-        teacher_hidden_size=teacher.config.hidden_size,
-    ).to(accelerator.device)
