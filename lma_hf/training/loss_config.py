@@ -93,6 +93,12 @@ class LossConfig:
         wrong = [rate for rate in rates if not 0 <= rate <= 1]
         if wrong:
             raise ConfigError(f"replacement_rate is {wrong[0]}, allowed are 0 to 1")
+        features = set(self.weighted_parts) & set(FEATURES)
+        if self.replaces_modules and features:
+            # a layer that is replaced has the teacher's own states, and nothing to learn from them
+            raise ConfigError(
+                f"replacement_rate goes with task and distill losses only; set {min(features)}_loss_weight to 0"
+            )
 
     def _check_stages(self):
         parts = self.weighted_parts
