@@ -40,6 +40,7 @@ def distill(config):
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
     teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
+    extra_scores = check_extra_teachers(extra_teachers, run, tokenized, task, tokenizer, mapping)
     batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
     student, calibration = make_student(teacher, activation, batches, config)
     warmup = warm_up(run, student, teacher, layer_map, tokenized[task.train_split], tokenizer)
@@ -56,6 +57,7 @@ def distill(config):
         "activation": {"name": activation.name, **asdict(activation)},
         "layer_map": layer_map,
         "teacher": {"name": config.teacher, "metrics": teacher_scores},
+        "extra_teachers": extra_scores,
         "calibration": calibration and asdict(calibration),
         "activation_warmup": warmup and asdict(warmup),
         "labelled_share": labelled_share,
@@ -114,7 +116,16 @@ def labels_of_teacher(teacher, task, config):
     return labels_of_model(teacher, task, config.dataset, config.teacher)
 
 
-def check_teacher(teacher, evaluator, tokenized, config):
+def check_extra_teachers(extra_teachers, run, tokenized, task, tokenizer, mapping):
+    """Name and scores of every extra teacher. Raises: as of `check_teacher`."""
+    scores = []
+    for name, (model, labels) in zip(run.config.extra_teachers, extra_teachers, strict=True):
+        evaluator = run.evaluator(tokenized, task, tokenizer, mapping and [labels[label] for label in mapping])
+        scores.append({"name": name, "metrics": check_teacher(model, evaluator, tokenized, run.config, name)})
+    return scores
+
+
+def check_teacher(teacher, evaluator, tokenized, config, name=None):
     """The teacher's scores. Raises: DataError if it is no better than always answering the most common class.
 
     Such a teacher is usually one whose labels are swapped, or one that was trained for another task.
@@ -127,8 +138,8 @@ def check_teacher(teacher, evaluator, tokenized, config):
     floor = 0.0 if task.is_regression else majority_scores(task, np.asarray(tokenized[split]["labels"]))[metric]
     if score <= floor:
         message = (
-            f"teacher {config.teacher} reaches {metric} {score:.4f} on {split}, no better than the {floor:.4f} of "
-            "always answering the most common class"
+            f"teacher {name or config.teacher} reaches {metric} {score:.4f} on {split}, no better than the {floor:.4f} "
+            "of always answering the most common class"
         )
         if not config.allow_weak_teacher:
             raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher true")

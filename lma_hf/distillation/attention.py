@@ -105,13 +105,15 @@ class AttentionObjective:
         Args: attention_mask: of shape (batch, length); None counts all tokens.
         """
         student, teacher = self.student.take(), self.teacher.take()
+        example, parts = student[0][0], {}
         if attention_mask is None:
-            attention_mask = torch.ones(student[0][0].shape[:2], device=student[0][0].device)
-        parts = {}
-        if self.attention:
-            parts["attention"] = self._attention(student, teacher, attention_mask)
-        if self.relation:
-            parts["relation"] = self._relation(student, teacher, attention_mask)
+            attention_mask = torch.ones(example.shape[:2], device=example.device)
+        # an objective with projections runs under autocast, which would round the scores
+        with torch.autocast(example.device.type, enabled=False):
+            if self.attention:
+                parts["attention"] = self._attention(student, teacher, attention_mask)
+            if self.relation:
+                parts["relation"] = self._relation(student, teacher, attention_mask)
         return parts
 
     def _attention(self, student, teacher, mask):

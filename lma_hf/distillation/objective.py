@@ -89,7 +89,8 @@ class DistillationObjective(nn.Module):
         self.feature_stage, self.progress, self.layer_map = feature_stage, 0.0, list(layer_map)
         self.projections = nn.ModuleList()
         if self._wants_states() and student_hidden_size != teacher_hidden_size:
-            count = len(self.layer_map) + 1
+            # only those that a loss uses, since DDP would wait for the gradients of others
+            count = len(self.layer_map) + 1 - self._first_state()
             self.projections.extend(nn.Linear(student_hidden_size, teacher_hidden_size) for _ in range(count))
 
     def forward(self, model, batch):
@@ -133,22 +134,30 @@ class DistillationObjective(nn.Module):
     def _wants_states(self):
         return self._wants("hidden") or self._wants("hidden_cosine")
 
+    def _first_state(self):
+        """The first state that a loss needs: 0 is the embeddings' output, i + 1 that of layer i."""
+        if self._wants("hidden"):
+            return 0
+        return 1 if self.hidden_cosine_layers == "all" else len(self.layer_map)
+
     def _distill(self, logits, teacher_logits):
         if logits.shape[-1] == 1 or self.distill_loss_type == "mse":
             return logit_loss(logits, teacher_logits)
         return knowledge_distillation_loss(logits, teacher_logits, self._now("temperature"))
 
     def _hidden(self, student_states, teacher_states, mask):
-        """Parts "hidden" and "hidden_cosine"; state 0 is the embeddings' output, state i + 1 that of layer i."""
-        ours = [state.float() for state in student_states]
+        """Parts "hidden" and "hidden_cosine"."""
+        first = self._first_state()
+        ours = [state.float() for state in student_states[first:]]
         if self.projections:
             ours = [projection(state) for projection, state in zip(self.projections, ours, strict=True)]
-        theirs = [teacher_states[index].float() for index in (0, *(layer + 1 for layer in self.layer_map))]
+        paired = (0, *(layer + 1 for layer in self.layer_map))[first:]
+        theirs = [teacher_states[index].float() for index in paired]
         parts = {}
         if self._wants("hidden"):
             parts["hidden"] = hidden_state_loss(ours, theirs, mask)
         if self._wants("hidden_cosine"):
-            start = 1 if self.hidden_cosine_layers == "all" else -1
+            start = 1 - min(first, 1) if self.hidden_cosine_layers == "all" else -1
             counted = mask if self.hidden_cosine_tokens == "all" else _first_token(mask, ours[0])
             parts["hidden_cosine"] = hidden_cosine_loss(ours[start:], theirs[start:], counted)
         return parts

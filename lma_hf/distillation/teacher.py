@@ -59,4 +59,5 @@ def average_logits(logits, average, weights):
     stacked = torch.stack(logits)
     if average == "median":
         return stacked.quantile(0.5, dim=0)
-    return torch.tensordot(weights.to(stacked), stacked, dims=1)
+    # elementwise, since autocast would round the logits in a matrix product
+    return (weights.to(stacked)[:, None, None] * stacked).sum(0)

@@ -49,25 +49,29 @@ def losses(folder):
 
 def test_teacher_with_relabelled_copies_of_itself_is_the_teacher(tmp_path, distill, relabelled_dir):
     distill(name="alone")
-    distill("--extra_teachers", str(relabelled_dir), "--teacher_weights", "1", "3", name="mean")
+    results = distill("--extra_teachers", str(relabelled_dir), "--teacher_weights", "1", "3", name="mean")
+    assert results["extra_teachers"] == [{"name": str(relabelled_dir), "metrics": results["teacher"]["metrics"]}]
     distill("--extra_teachers", str(relabelled_dir), "--teacher_average", "median", name="median")
     for name in ("mean", "median"):
         for found, expected in zip(losses(tmp_path / name), losses(tmp_path / "alone"), strict=True):
             assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_teacher_with_other_labels_or_words_is_refused(tmp_path, distill, relabelled_dir):
+def test_teacher_with_other_labels_or_words_is_refused(tmp_path, distill, teacher_dir, relabelled_dir):
     config = json.loads((relabelled_dir / "config.json").read_text())
     config["id2label"], config["label2id"] = {"0": "fresh", "1": "stale"}, {"fresh": 0, "stale": 1}
     (relabelled_dir / "config.json").write_text(json.dumps(config))
     assert "stale" in distill("--extra_teachers", str(relabelled_dir), code=2)
+    # the weights are in the other order, the names in the teacher's
+    shutil.copy(teacher_dir / "config.json", relabelled_dir / "config.json")
+    assert "no better than" in distill("--extra_teachers", str(relabelled_dir), code=2)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film"]
     BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(relabelled_dir)
     assert "another vocabulary" in distill("--extra_teachers", str(relabelled_dir), code=2)
     assert not (tmp_path / "student").exists()
 
 
-def test_unlabelled_texts_are_distilled_on(tmp_path, distill):
+def test_unlabelled_texts_are_distilled_on(tmp_path, distill, relabelled_dir):
     folder = tmp_path / "texts"
     folder.mkdir()
     texts = [{"text": f"the film was {word}"} for word in ("good", "bad", "great", "boring")] * 20
@@ -77,6 +81,9 @@ def test_unlabelled_texts_are_distilled_on(tmp_path, distill):
     capped = distill("--unlabelled_dataset", str(folder), "--max_unlabelled_samples", "8", name="capped")
     assert capped["labelled_share"] == 320 / 328
     assert all(0 < task < 3 and distill < 3 for task, distill in losses(tmp_path / "all"))
+    # -100 is not moved where dataset and teacher order their labels differently
+    distill("--unlabelled_dataset", str(folder), "--teacher", str(relabelled_dir), name="other")
+    assert losses(tmp_path / "other")[-1] == pytest.approx(losses(tmp_path / "all")[-1], rel=1e-2)
     assert "has no split 'train'" in distill("--unlabelled_dataset", str(tmp_path / "all"), code=2)
 
 
