@@ -138,8 +138,8 @@ def check_teacher(teacher, evaluator, tokenized, config, name=None):
     floor = 0.0 if task.is_regression else majority_scores(task, np.asarray(tokenized[split]["labels"]))[metric]
     if score <= floor:
         message = (
-            f"teacher {name or config.teacher} reaches {metric} {score:.4f} on {split}, no better than the {floor:.4f} "
-            "of always answering the most common class"
+            f"teacher {name or config.teacher} reaches {metric} {score:.4f} on {split}, no better than the "
+            f"{floor:.4f} of always answering the most common class"
         )
         if not config.allow_weak_teacher:
             raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher true")
