@@ -6,16 +6,17 @@ from itertools import islice
 
 import numpy as np
 
+from lma_hf.cli.extra_data import add_unlabelled
 from lma_hf.cli.loading import label_names_of, labels_of_model, load_data
+from lma_hf.cli.objective import load_extra_teachers, make_objective
 from lma_hf.cli.run import TrainingRun
 from lma_hf.data.labels import check_same_labels
 from lma_hf.data.metrics import compute_metrics
-from lma_hf.distillation.objective import DistillationObjective
-from lma_hf.distillation.teacher import Teacher
 from lma_hf.errors import ConfigError, DataError
 from lma_hf.modeling.configuration_lma import BaselineConfig, LMAConfig
 from lma_hf.student.build import build_student
 from lma_hf.student.layer_map import resolve_layer_map
+from lma_hf.student.warmup import warm_up_ffns_
 from lma_hf.surgery.calibrate import calibrate_
 from lma_hf.surgery.swap import swap_activations_
 
@@ -34,17 +35,32 @@ def distill(config):
     tokenizer, teacher = run.load(config.teacher, "teacher")
     layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
     mapping = labels_of_teacher(teacher, task, config)
+    extra_teachers = load_extra_teachers(run, task, tokenizer, teacher)
+    splits, labelled_share = add_unlabelled(splits, task, config)
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
     teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
+    extra_scores = check_extra_teachers(extra_teachers, run, tokenized, task, tokenizer, mapping)
     batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
     student, calibration = make_student(teacher, activation, batches, config)
-    objective = make_objective(teacher, student, layer_map, config, run.accelerator)
+    warmup = warm_up(run, student, teacher, layer_map, tokenized[task.train_split], tokenizer)
+    objective = make_objective(
+        teacher,
+        student,
+        layer_map,
+        config,
+        run.accelerator,
+        extra_teachers=extra_teachers,
+        labelled_share=labelled_share,
+    )
     records = {
         "activation": {"name": activation.name, **asdict(activation)},
         "layer_map": layer_map,
         "teacher": {"name": config.teacher, "metrics": teacher_scores},
+        "extra_teachers": extra_scores,
         "calibration": calibration and asdict(calibration),
+        "activation_warmup": warmup and asdict(warmup),
+        "labelled_share": labelled_share,
     }
     return run.train(student, tokenizer, objective, tokenized, evaluator, records)
 
@@ -58,6 +74,26 @@ def calibration_batches(run, rows, tokenizer):
         for batch in islice(loader, run.config.calibration_batches)
         for start in range(0, len(batch["labels"]), size)
     ]
+
+
+def warm_up(run, student, teacher, layer_map, rows, tokenizer):
+    """Let every FFN of the student learn the teacher's, where the config says so. Returns: a WarmUpReport or None."""
+    config = run.config
+    if not config.activation_warmup_steps:
+        return None
+    # every process does the same on the global batches, so that their students stay equal
+    loader = run.train_loader(rows, tokenizer, run.total_batch_size)
+    report = warm_up_ffns_(
+        student,
+        teacher,
+        layer_map,
+        loader,
+        config.activation_warmup_steps,
+        learning_rate=config.learning_rate,
+        activation_learning_rate=config.activation_learning_rate,
+    )
+    logger.info("%s", report)
+    return report
 
 
 def activation_settings(config):
@@ -80,7 +116,16 @@ def labels_of_teacher(teacher, task, config):
     return labels_of_model(teacher, task, config.dataset, config.teacher)
 
 
-def check_teacher(teacher, evaluator, tokenized, config):
+def check_extra_teachers(extra_teachers, run, tokenized, task, tokenizer, mapping):
+    """Name and scores of every extra teacher. Raises: as of `check_teacher`."""
+    scores = []
+    for name, (model, labels) in zip(run.config.extra_teachers, extra_teachers, strict=True):
+        evaluator = run.evaluator(tokenized, task, tokenizer, mapping and [labels[label] for label in mapping])
+        scores.append({"name": name, "metrics": check_teacher(model, evaluator, tokenized, run.config, name)})
+    return scores
+
+
+def check_teacher(teacher, evaluator, tokenized, config, name=None):
     """The teacher's scores. Raises: DataError if it is no better than always answering the most common class.
 
     Such a teacher is usually one whose labels are swapped, or one that was trained for another task.
@@ -93,8 +138,8 @@ def check_teacher(teacher, evaluator, tokenized, config):
     floor = 0.0 if task.is_regression else majority_scores(task, np.asarray(tokenized[split]["labels"]))[metric]
     if score <= floor:
         message = (
-            f"teacher {config.teacher} reaches {metric} {score:.4f} on {split}, no better than the {floor:.4f} of "
-            "always answering the most common class"
+            f"teacher {name or config.teacher} reaches {metric} {score:.4f} on {split}, no better than the "
+            f"{floor:.4f} of always answering the most common class"
         )
         if not config.allow_weak_teacher:
             raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher true")
@@ -125,17 +170,3 @@ def make_student(teacher, activation, batches, config):
     calibration = calibrate_(student, batches) if activation.name == "lma" else None
     logger.info("%s", calibration)
     return student, calibration
-
-
-def make_objective(teacher, student, layer_map, config, accelerator):
-    """The `DistillationObjective` that the config describes, on this process's device."""
-    return DistillationObjective(
-        Teacher(teacher, accelerator.autocast),
-        temperature=config.temperature,
-        task_loss_weight=config.task_loss_weight,
-        distill_loss_weight=config.distill_loss_weight,
-        hidden_loss_weight=config.hidden_loss_weight,
-        layer_map=layer_map,
-        student_hidden_size=student.config.hidden_size,
-        teacher_hidden_size=teacher.config.hidden_size,
-    ).to(accelerator.device)

@@ -41,12 +41,16 @@ def label_mapping(dataset_names: Sequence[str], model_names: Sequence[str], *, d
 
 
 def align_labels(dataset: Dataset, mapping: Sequence[int]) -> Dataset:
-    """`dataset` with each id in its "label" column replaced by `mapping[id]`; the same object for the identity."""
+    """`dataset` with each id in its "label" column replaced by `mapping[id]`; the same object for the identity.
+
+    Negative ids, of rows without a label, stay.
+    """
     if list(mapping) == list(range(len(mapping))):
         return dataset
     table = dataset.with_format("arrow")[:]
     columns = {name: table[name] for name in dataset.column_names}
-    columns["label"] = np.asarray(mapping)[np.asarray(columns["label"])]
+    labels = np.asarray(columns["label"])
+    columns["label"] = np.where(labels < 0, labels, np.asarray(mapping)[labels.clip(min=0)])
     return Dataset.from_dict(columns, features=Features({**dataset.features, "label": Value("int64")}))
 
 

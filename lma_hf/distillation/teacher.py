@@ -26,3 +26,38 @@ class Teacher:
             output = self.model(**inputs, output_hidden_states=hidden_states)
         states = output.hidden_states if hidden_states else None
         return output.logits.float(), states
+
+
+class TeacherEnsemble:
+    """Several teachers that answer as one `Teacher`: with an average of their logits (You et al. 2017, section 3.1).
+
+    Args:
+        teachers: `Teacher`s; the hidden states are those of the first.
+        label_maps: for every teacher, the position in its logits of each of the first teacher's labels.
+        average: "mean" or "median" (which one strange teacher among three does not move).
+        weights: of the mean, one a teacher; None: all alike. They are divided by their sum.
+    """
+
+    def __init__(self, teachers, label_maps, *, average="mean", weights=None):
+        self.teachers, self.label_maps, self.average = teachers, label_maps, average
+        weights = torch.ones(len(teachers)) if weights is None else torch.tensor(weights)
+        self.weights = weights / weights.sum()
+
+    def __call__(self, inputs, hidden_states=False):
+        """As of `Teacher`."""
+        first, states = self.teachers[0](inputs, hidden_states)
+        all_logits = [first, *(teacher(inputs)[0] for teacher in self.teachers[1:])]
+        pairs = zip(all_logits, self.label_maps, strict=True)
+        return average_logits([logits[:, labels] for logits, labels in pairs], self.average, self.weights), states
+
+
+def average_logits(logits, average, weights):
+    """Mean with weights, or median, of a list of tensors (batch, num_labels), label by label.
+
+    The median of an even number is the mean of the middle two.
+    """
+    stacked = torch.stack(logits)
+    if average == "median":
+        return stacked.quantile(0.5, dim=0)
+    # elementwise, since autocast would round the logits in a matrix product
+    return (weights.to(stacked)[:, None, None] * stacked).sum(0)

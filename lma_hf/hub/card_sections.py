@@ -114,12 +114,23 @@ def _fine_tuning(facts):
 
 def _distillation(facts):
     config, results = facts.config, facts.results
+    soft = f"divergence from the teacher's logits at temperature {config['temperature']:g}"
+    if config.get("distill_loss_type") == "mse":
+        soft = "squared error of the teacher's logits"
     parts = {
         "cross entropy with the labels" if facts.model.config.num_labels > 1 else "squared error": "task_loss_weight",
-        f"divergence from the teacher's logits at temperature {config['temperature']:g}": "distill_loss_weight",
+        soft: "distill_loss_weight",
         "distance of hidden states": "hidden_loss_weight",
+        "1 - cosine of hidden states": "hidden_cosine_loss_weight",
+        "difference of attention": "attention_loss_weight",
+        "divergence of query, key and value relations": "relation_loss_weight",
     }
-    loss = listing([f"{config[key]:g} x {what}" for what, key in parts.items() if config[key]])
+    # runs from before a loss was there do not name it
+    loss = listing([f"{config[key]:g} x {what}" for what, key in parts.items() if config.get(key)])
+    if config.get("feature_stage"):
+        loss += f", in two stages ({config['feature_stage']:.0%} of the run on what happens inside the teacher)"
+    if config.get("schedules"):
+        loss += f", with {listing(config['schedules'])} over the run"
     start = ""
     if config.get("hidden_size") is None:
         layers = listing(results["layer_map"])

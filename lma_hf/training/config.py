@@ -6,15 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lma_hf.errors import ConfigError
+from lma_hf.training.loss_config import LossConfig
+from lma_hf.training.options import check_names, check_not_negative, check_positive, check_seed, option
 
 MAX_ELEMENTS = 2**28  # of a tensor that `profile` times; the authors' form needs about 40 bytes for each
-
-
-def option(default, text):
-    """A dataclass field with a default and a help text."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(kw_only=True)
@@ -91,7 +86,7 @@ class TeachConfig(TrainConfig):
 
 
 @dataclass(kw_only=True)
-class DistillConfig(TrainConfig):
+class DistillConfig(LossConfig, TrainConfig):
     """Distil a shallow student from a fine-tuned teacher."""
 
     teacher: str = field(metadata={"help": "fine-tuned teacher: hub id or folder"})
@@ -108,19 +103,13 @@ class DistillConfig(TrainConfig):
     continuous: bool = option(False, "LMA: neighbouring pieces meet")
     per_channel: bool = option(True, "LMA: own pieces for every unit")
     calibration_batches: int = option(8, "training batches that place the segments and rank the FFN units")
-    temperature: float = option(2.0, "softens the teacher's and the student's logits")
-    task_loss_weight: float = option(0.3, "weight of the loss against the labels")
-    distill_loss_weight: float = option(0.7, "weight of the loss against the teacher's logits")
-    hidden_loss_weight: float = option(0.0, "weight of the hidden-state loss along the layer map")
     allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
     learning_rate: float = option(3e-4, "peak learning rate of the weights")
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "calibration_batches", "temperature")
-        check_not_negative(self, "task_loss_weight", "distill_loss_weight", "hidden_loss_weight")
-        if not self.task_loss_weight + self.distill_loss_weight + self.hidden_loss_weight > 0:
-            raise ConfigError("all loss weights are 0; give one of them a weight above 0")
+        check_positive(self, "calibration_batches")
+        self.check_losses()
 
     @property
     def resolved_layer_map(self):
@@ -255,36 +244,3 @@ def _to_shape(text):
             f"shapes names {text!r}, allowed are tokens x channels such as 4096x1536, up to {MAX_ELEMENTS:,} elements"
         )
     return shape
-
-
-def check_names(key, values, allowed):
-    """Raises: ConfigError if a list that is set names nothing, a thing twice, or something that is not allowed."""
-    if values is None:
-        return
-    wrong = [f"names {value!r}" for value in values if value not in allowed]
-    twice = [f"names {value!r} twice" for value in values if values.count(value) > 1]
-    if wrong or twice or not values:
-        seen = [*wrong, *twice, "is empty"][0]
-        raise ConfigError(f"{key} {seen}, allowed are {', '.join(map(str, allowed))}")
-
-
-def check_positive(config, *keys):
-    """Raises: ConfigError if a value that is set is not above 0."""
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and not value > 0:
-            raise ConfigError(f"{key} is {value}, allowed are numbers above 0")
-
-
-def check_seed(config):
-    """Raises: ConfigError if the seed is none that every random number generator takes."""
-    if not 0 <= config.seed < 2**31:
-        raise ConfigError(f"seed is {config.seed}, allowed are 0 to {2**31 - 1}")
-
-
-def check_not_negative(config, *keys):
-    """Raises: ConfigError if a value is below 0 or NaN."""
-    for key in keys:
-        value = getattr(config, key)
-        if not value >= 0:
-            raise ConfigError(f"{key} is {value}, allowed are 0 and numbers above")

@@ -33,7 +33,7 @@ class Trainer:
     Args:
         model: the model to train; wrapped by Accelerate for several processes.
         objective: nn.Module (model, batch) -> dict of named losses with the total under "loss". Its own parameters
-            are trained too.
+            are trained too, and its attribute `progress` is kept at the steps done over all steps, for schedules.
         train_loader: a DataLoader of dicts of tensors.
         evaluate: (wrapped model, step) -> score, higher is better; called on every process.
         save_best: () -> None, called on every process after an evaluation that beats all before.
@@ -66,6 +66,7 @@ class Trainer:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, train_loader)
+        self.plain_objective = objective
         # without parameters there is nothing for DDP to synchronise
         trains = any(parameter.requires_grad for parameter in objective.parameters())
         self.objective = accelerator.prepare(objective) if trains else objective
@@ -112,6 +113,7 @@ class Trainer:
         return min(wanted, len(self.loader) - index // wanted * wanted)
 
     def _train_batch(self, batch, batches_in_step):
+        self.plain_objective.progress = self.step / self.num_steps
         with self.accelerator.accumulate(self.model):
             parts = self.objective(self.model, batch)
             # accelerate divides by gradient_accumulation_steps, also where a step has fewer batches

@@ -21,9 +21,14 @@ def share_apart(first, second, atol=1e-5):
     return torch.cat(apart).float().mean().item()
 
 
-@pytest.mark.parametrize("statistics", ["batch", "running"])
-def test_two_processes_give_the_weights_of_one(tmp_path, data_flags, teacher_dir, statistics):
-    common = [*data_flags, "--teacher", str(teacher_dir), "--num_layers", "2", "--statistics", statistics]
+# half of the run minimises what happens inside, after a warm-up; then only labels and logits
+FEATURES = ["--feature_stage", "0.5", "--hidden_loss_weight", "1", "--attention_loss_weight", "0.1"]
+FEATURES += ["--relation_loss_weight", "0.1", "--activation_warmup_steps", "3"]
+
+
+@pytest.mark.parametrize(("statistics", "losses"), [("batch", []), ("running", FEATURES)], ids=["batch", "running"])
+def test_two_processes_give_the_weights_of_one(tmp_path, data_flags, teacher_dir, statistics, losses):
+    common = [*data_flags, "--teacher", str(teacher_dir), "--num_layers", "2", "--statistics", statistics, *losses]
     common += ["--max_steps", "4", "--eval_steps", "4", "--calibration_batches", "2", "--learning_rate", "5e-5"]
 
     def flags(name, batch_size):

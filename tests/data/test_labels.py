@@ -65,6 +65,10 @@ def test_align_labels_remaps_only_the_labels():
     assert align_labels(dataset, [0, 1, 2]) is dataset
 
 
+def test_align_labels_leaves_rows_without_a_label_alone():
+    assert align_labels(Dataset.from_dict({"label": [-100, 1, 0, -100]}), [1, 0])["label"][:] == [-100, 0, 1, -100]
+
+
 @given(st.permutations(range(4)), st.lists(st.integers(0, 3), min_size=1))
 def test_align_labels_is_undone_by_the_inverse(order, labels):
     dataset = Dataset.from_dict({"label": labels})

@@ -120,3 +120,34 @@ def test_hidden_state_loss_does_not_see_padding(seed, padding):
 def test_hidden_states_that_do_not_pair_are_errors(student, teacher):
     with pytest.raises(ValueError, match=r"hidden states to pair|one shape"):
         hidden_state_loss(student, teacher)
+
+
+def test_rows_without_a_label_add_nothing_to_the_task_loss():
+    classes = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0], [5.0, 1.0]])
+    labelled = task_loss(classes, torch.tensor([1, 0, -100]), labelled_share=2 / 3)
+    assert labelled.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2, rel=1e-5)
+    numbers = torch.tensor([[1.0], [5.0], [7.0]])
+    assert task_loss(numbers, torch.tensor([2.0, 3.0, math.nan]), 2 / 3).item() == pytest.approx(2.5)
+    # of a regression, -100 is a number like any other
+    assert task_loss(torch.tensor([[-99.0]]), torch.tensor([-100.0])).item() == 1.0
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@given(seed=seeds)
+def test_task_loss_accumulates_whichever_rows_have_labels(outputs, seed):
+    """3 of 8 rows are labelled, unevenly spread over 4 batches of 2, one of which has none."""
+    values = logits(seed, 8, outputs)
+    labels = torch.tensor([0, 1, -100, -100, 2, -100, -100, -100])
+    if outputs == 1:
+        labels = labels.double().masked_fill(labels == -100, math.nan)
+    share = 3 / 8
+    leaf, whole = values.clone().requires_grad_(), values.clone().requires_grad_()
+    parts = [task_loss(leaf[i : i + 2], labels[i : i + 2], share) for i in range(0, 8, 2)]
+    torch.stack(parts).mean().backward()
+    total = task_loss(whole, labels, share)
+    total.backward()
+    torch.testing.assert_close(torch.stack(parts).mean(), total)
+    torch.testing.assert_close(leaf.grad, whole.grad)
+    kept = [0, 1, 4]
+    torch.testing.assert_close(total, task_loss(values[kept], labels[kept]))
+    assert (whole.grad[[2, 3, 5, 6, 7]] == 0).all()

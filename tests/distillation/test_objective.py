@@ -109,6 +109,15 @@ def test_projections_are_trained_and_no_part_of_the_student(tmp_path):
     assert set(loaded.state_dict()) == names
 
 
+@pytest.mark.parametrize(("layers", "count"), [("last", 1), ("all", 2)])
+def test_every_projection_is_used(layers, count):
+    teacher, student = pair(student_hidden_size=8)
+    objective = objective_for(teacher, student, hidden_cosine_loss_weight=1.0, hidden_cosine_layers=layers)
+    assert len(objective.projections) == count
+    objective(student, batch_for(teacher))["loss"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in objective.parameters())
+
+
 def test_equal_widths_need_no_projections():
     teacher, student = pair()
     assert list(objective_for(teacher, student, 1.0).parameters()) == []

@@ -52,6 +52,14 @@ def card(folder, model):
     return build_card(folder, model=model, comparison=compared(teacher=teacher), provenance=KNOWN)
 
 
+def test_losses_are_told_with_their_stages_and_schedules(folder, model):
+    losses = {"attention_loss_weight": 0.5, "feature_stage": 0.6, "schedules": ["temperature=linear:4:1"]}
+    write_records(folder, CONFIG | losses)
+    text = build_card(folder, model=model, comparison=compared(), provenance=KNOWN).content
+    assert "0.5 x difference of attention, in two stages (60% of the run on" in text
+    assert "with temperature=linear:4:1 over the run." in text
+
+
 def test_metadata_holds_what_is_known(card):
     data = card.data
     assert (data.license, data.base_model, data.language) == ("apache-2.0", "owner/base", "en")

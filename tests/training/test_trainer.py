@@ -244,3 +244,17 @@ def test_evaluation_mode_does_not_leak_into_training():
     records.evaluate = lambda model, step: float(model.eval().training)
     train(tiny_model(config=tiny_config("bert", 1)), records, objective=Watching(), eval_steps=1, num_train_epochs=2)
     assert modes == [True] * 8
+
+
+def test_objective_is_told_the_progress_of_the_run():
+    seen = []
+
+    class Watching(TaskObjective):
+        def forward(self, model, batch):
+            seen.append(self.progress)
+            return super().forward(model, batch)
+
+    model = tiny_model(config=tiny_config("bert", 1))
+    train(model, Records(), objective=Watching(), batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2)
+    # 8 steps of two batches each
+    assert seen == [step / 8 for step in range(8) for _ in range(2)]
