@@ -160,20 +160,21 @@ class _Handler(BaseHTTPRequestHandler):
     def send(self, reply, length=None):
         """Send the answer; `length`: only so many bytes of it."""
         content = reply.content
+        # before the client can know of it, so that a test finds it in the log
+        if length is None:
+            self.log(reply.status)
         self.send_response(reply.status)
         for name, value in {"Content-Length": str(len(content)), **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content[:length])
-        if length is None:
-            self.log(reply.status)
 
     def cut(self, reply: Answer | None = None, wait=False):
         """End the connection, after half of the answer if there is one; `wait`: not before the hub closes."""
+        self.log(0)
         if reply is not None:
             self.send(reply, len(reply.content) // 2)
-        self.log(0)
         if wait:
             self.server.hub.closing.wait()
         self.close_connection = True
