@@ -22,7 +22,7 @@ from transformers.models.auto import modeling_auto
 from .activation_baselines import APLU, Swish
 from .activation_lma import LMA, FoldedLMA
 from .configuration_lma import LMAConfig, resolve_activation
-from .swap_record_lma import HIDDEN_ACT, needs_our_code, read_swap
+from .swap_record_lma import CODE, HIDDEN_ACT, needs_our_code, read_swap
 from .token_mask_lma import connect_masks
 
 LEARNABLE = (LMA, nn.PReLU, Swish, APLU)
@@ -102,7 +102,8 @@ def save_pretrained(self, save_directory, is_main_process=True, *args, push_to_h
     """`PreTrainedModel.save_pretrained`, and beside the model the code that loads it where lma_hf is not installed."""
     needs_code = needs_our_code(self.config)
     if needs_code:
-        self.config.auto_map = auto_map(self.config)
+        # a model that comes with code of its own keeps naming it
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map(self.config)}
     publishing = {key: kwargs.pop(key) for key in _PUBLISHING if push_to_hub and key in kwargs}
     type(self).save_pretrained(self, save_directory, is_main_process, *args, **kwargs)
     if needs_code and is_main_process:
@@ -131,7 +132,7 @@ def auto_map(config):
             found = mapping[type(config)]
             # some model types offer several classes for one task, the first of which is the default
             name = (found[0] if isinstance(found, tuple) else found).__name__
-            names[auto_class.__name__] = f"{Path(__file__).stem}.{name}"
+            names[auto_class.__name__] = f"{CODE}.{name}"
     return names
 
 

@@ -11,6 +11,8 @@ from .configuration_lma import BASELINES, BaselineConfig, LMAConfig, settings_fr
 # Our activations' names where a config names one. transformers has a "prelu" and a "swish" (SiLU) of its own.
 HIDDEN_ACT = {"lma": "lma", **{name: f"lma_hf_{name}" for name in BASELINES}}
 NATIVE = ("relu", "gelu")
+# the module whose classes a saved model's `auto_map` names
+CODE = "modeling_lma"
 
 
 class RecordedSwap(NamedTuple):
@@ -67,9 +69,17 @@ def forget_swap(config):
         for key in swap.keys:
             set_key(config, key, swap.replaced)
         del config.ffn_activation
-        # the code that a swapped model brings along; see `modeling_lma`
-        if hasattr(config, "auto_map"):
-            del config.auto_map
+        _forget_code(config)
+
+
+def _forget_code(config):
+    """Take out of `auto_map` what a saved model with our activations has there; see `modeling_lma`."""
+    names = getattr(config, "auto_map", None)
+    if names is None:
+        return
+    config.auto_map = {key: name for key, name in names.items() if not str(name).startswith(f"{CODE}.")}
+    if not config.auto_map:
+        del config.auto_map
 
 
 def needs_our_code(config):

@@ -263,3 +263,20 @@ def test_half_precision_model_reloads_bit_equal(tmp_path):
     reloaded = type(model).from_pretrained(tmp_path).eval()
     assert reloaded.dtype == torch.bfloat16
     assert torch.equal(logits_of(reloaded, batch), logits_of(model, batch))
+
+
+def test_code_that_a_model_names_already_stays_named(tmp_path):
+    model = tiny_model()
+    model.config.auto_map = {"AutoModelForCTC": "their_code.TheirModel"}
+    swap_activations_(model)
+    model.save_pretrained(tmp_path)
+    names = model.config.auto_map
+    assert names["AutoModelForCTC"] == "their_code.TheirModel"
+    assert names["AutoModel"] == "modeling_lma.BertModel"
+    restore_activations_(model)
+    assert model.config.auto_map == {"AutoModelForCTC": "their_code.TheirModel"}
+    del model.config.auto_map
+    swap_activations_(model)
+    model.save_pretrained(tmp_path)
+    restore_activations_(model)
+    assert not hasattr(model.config, "auto_map")
