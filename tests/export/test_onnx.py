@@ -85,11 +85,11 @@ def test_foreign_operator_is_refused(exported, tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "names", "activation"),
     [
-        ("roberta", WITHOUT_TYPES, lma_hf.LMAConfig(init="fit", continuous=True)),
+        pytest.param("roberta", WITHOUT_TYPES, lma_hf.LMAConfig(init="fit", continuous=True), marks=pytest.mark.slow),
         ("distilbert", WITHOUT_TYPES, "swish"),
-        ("electra", NAMES, "aplu"),
+        pytest.param("electra", NAMES, "aplu", marks=pytest.mark.slow),
         ("albert", NAMES, "prelu"),
-        ("mpnet", WITHOUT_TYPES, "gelu"),
+        pytest.param("mpnet", WITHOUT_TYPES, "gelu", marks=pytest.mark.slow),
     ],
 )
 def test_architectures_and_baselines(tmp_path, architecture, names, activation):

@@ -48,7 +48,7 @@ def require(sanitizer, folder):
         pytest.skip(f"programs with -fsanitize={sanitizer} do not work here")
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize("sanitizer", ["thread", pytest.param("address,undefined", marks=pytest.mark.slow)])
 def test_threads_on_blocks_of_their_own(sanitizer, cpu, tmp_path):
     require(sanitizer, tmp_path)
     built = build([HARNESS, *KERNELS], sanitizer, tmp_path / "harness")
