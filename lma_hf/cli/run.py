@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
 from lma_hf.data.labels import align_labels
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.errors import ConfigError, DataError, MissingDependencyError, TrainingError
-from lma_hf.modeling.modeling_lma import activation_parameters
+from lma_hf.modeling.modeling_lma import activation_parameters, one_statistics_update
 from lma_hf.training.checkpoint import (
     RESULTS,
     RUN_CONFIG,
@@ -193,6 +194,7 @@ class TrainingRun:
             config=self.config,
             accelerator=self.accelerator,
             activation_parameters=activation_parameters(model),
+            around_step=partial(one_statistics_update, model),
         )
         set_seed(self.config.seed, device_specific=True)
         try:

@@ -1,8 +1,25 @@
 """What a run minimises: objectives map (model, batch) to named loss parts, of which "loss" is the total."""
 
+from typing import NamedTuple
+
 from torch import nn
 
 from lma_hf.distillation.losses import hidden_state_loss, knowledge_distillation_loss, logit_loss, task_loss
+
+
+class Shares(NamedTuple):
+    """What a batch has of its optimizer step: its rows, and its real tokens, over the step's mean a process.
+
+    A loss that is a mean over a batch's rows (tokens), times this, becomes that of the whole step when it is summed
+    over the step's batches and averaged over processes, however uneven these are.
+    """
+
+    rows: float = 1.0
+    tokens: float = 1.0
+
+
+# losses that are means over real tokens; the others are means over rows
+TOKEN_LOSSES = ("hidden",)
 
 
 def split_labels(batch):
@@ -12,12 +29,14 @@ def split_labels(batch):
 
 
 class TaskObjective(nn.Module):
-    """Fine-tuning on labels alone."""
+    """Fine-tuning on labels alone. Attribute shares: see `Shares`; a trainer sets it for every batch."""
+
+    shares = Shares()
 
     def forward(self, model, batch):
         """Args: batch: model inputs with "labels". Returns: {"loss": scalar}."""
         inputs, labels = split_labels(batch)
-        return {"loss": task_loss(model(**inputs).logits.float(), labels)}
+        return {"loss": task_loss(model(**inputs).logits.float(), labels) * self.shares.rows}
 
 
 class DistillationObjective(nn.Module):
@@ -32,7 +51,10 @@ class DistillationObjective(nn.Module):
     Args:
         teacher: a `Teacher`. layer_map: teacher layer (0-based) of every student layer.
         student_hidden_size, teacher_hidden_size: widths.
+    Attributes: shares: see `Shares`; a trainer sets it for every batch.
     """
+
+    shares = Shares()
 
     def __init__(
         self,
@@ -66,8 +88,12 @@ class DistillationObjective(nn.Module):
         parts = {"task": task_loss(logits, labels), "distill": self._distill(logits, teacher_logits)}
         if wants_states:
             parts["hidden"] = self._hidden(output.hidden_states, teacher_states, inputs.get("attention_mask"))
+        parts = {name: value * self._share(name) for name, value in parts.items()}
         total = sum(self.weights[name] * value for name, value in parts.items())
         return {"loss": total, **{f"{name}_loss": value for name, value in parts.items()}}
+
+    def _share(self, part):
+        return self.shares.tokens if part in TOKEN_LOSSES else self.shares.rows
 
     def _distill(self, logits, teacher_logits):
         if logits.shape[-1] == 1:
