@@ -21,7 +21,10 @@ from lma_hf.data.labels import align_labels
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.errors import ConfigError, DataError, MissingDependencyError, TrainingError
 from lma_hf.modeling.modeling_lma import activation_parameters, one_statistics_update
+from lma_hf.surgery.delta import save_delta
+from lma_hf.surgery.trainable import count_trained, train_only_
 from lma_hf.training.checkpoint import (
+    DELTA,
     RESULTS,
     RUN_CONFIG,
     append_json_line,
@@ -113,7 +116,8 @@ class TrainingRun:
     """
 
     def __init__(self, config, verb, source):
-        self.config, self.verb, self.output_dir = config, verb, Path(config.output_dir).expanduser()
+        self.config, self.verb, self.source = config, verb, source
+        self.output_dir = Path(config.output_dir).expanduser()
         check_output_dir(self.output_dir, config.overwrite_output_dir, [config.dataset, source])
         check_trackers(config.report_to)
         self.accelerator = make_accelerator(
@@ -168,6 +172,7 @@ class TrainingRun:
             raise ConfigError(f"gradient_checkpointing is true, but {type(model).__name__} has none; drop it")
         if self.config.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
+        train_only_(model, self.config.train)
         self._open_records()
 
         def evaluate(wrapped_model, step):
@@ -182,6 +187,8 @@ class TrainingRun:
             self.best_scores = self.scores
             if self.accelerator.is_main_process:
                 save_model(model, tokenizer, self.output_dir)
+                if self.config.train != "all":
+                    save_delta(model, self.output_dir / DELTA, train=self.config.train, base_model=self.source)
             self.accelerator.wait_for_everyone()
 
         trainer = Trainer(
@@ -232,6 +239,7 @@ class TrainingRun:
             "best_metric": task.best_metric,
             "metrics": self.best_scores,
             "num_parameters": count_parameters(model),
+            "num_trained_parameters": count_trained(model),
             "size_mb": folder_size_mb(self.output_dir),
             "training": dataclasses.asdict(outcome),
             "num_processes": self.accelerator.num_processes,

@@ -10,6 +10,7 @@ from lma_hf.errors import OutputDirError
 
 RUN_CONFIG = "run_config.yaml"
 RESULTS = "results.json"
+DELTA = "delta"
 
 
 def check_output_dir(output_dir, overwrite, inputs=()):

@@ -15,7 +15,7 @@ from helpers import VOCAB, tiny_config, tiny_model
 from torch.utils.data import DataLoader
 from transformers import BertTokenizerFast
 
-from lma_hf import LMAConfig, build_student, calibrate_, swap_activations_
+from lma_hf import LMAConfig, build_student, calibrate_, swap_activations_, train_only_
 from lma_hf.data.collate import make_dataloader
 from lma_hf.distillation.objective import DistillationObjective
 from lma_hf.distillation.teacher import Teacher
@@ -31,10 +31,10 @@ PREDICTED = (1, 2, 3, 4, 5, 8, 11)
 
 
 def cases(num_processes):
-    """(rows, statistics, accumulation steps) of every training."""
+    """(rows, mode, accumulation steps) of every training. A mode is one of LMA's statistics, or trains them alone."""
     accumulations = (1, 4) if num_processes == 1 else (1, 2, 8)
     found = [(count, "running", steps) for count in COUNTS for steps in accumulations]
-    found += [(69, "frozen", steps) for steps in accumulations]
+    found += [(69, mode, steps) for mode in ("frozen", "activations only") for steps in accumulations]
     # with the statistics of each batch, smaller batches are another function
     return [*found, (69, "batch", 1), (65, "batch", 1)]
 
@@ -43,7 +43,7 @@ class RecordingSGD(torch.optim.SGD):
     """Keeps every step's gradients. (AdamW goes by the sign of gradients that are rounding alone.)"""
 
     def __init__(self, modules, activation_parameters, config, fused):
-        parameters = [parameter for module in modules for parameter in module.parameters()]
+        parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
         super().__init__(parameters, lr=0.1, momentum=0.9)
         self.gradients = []
 
@@ -70,10 +70,11 @@ def loader(count, batch_size):
     return make_dataloader(rows(count), tokenizer(), batch_size, shuffle=True, seed=1, total_batch_size=TOTAL)
 
 
-def student_and_objective(statistics):
+def student_and_objective(mode):
     """A narrow student, whose states go through projections, with statistics that move fast."""
     set_seed(0)
     teacher = tiny_model(config=tiny_config("bert", 2))
+    statistics = "running" if mode == "activations only" else mode
     settings = LMAConfig(statistics=statistics, init="fit", per_channel=True, momentum=0.3)
     student = build_student(teacher, 2, activation=None, hidden_size=8, num_attention_heads=2)
     for parameter in student.parameters():
@@ -82,16 +83,18 @@ def student_and_objective(statistics):
             parameter.data *= 5
     swap_activations_(student, settings)
     calibrate_(student, [next(iter(loader(TOTAL, TOTAL)))])
+    if mode == "activations only":
+        train_only_(student, "activations")
     widths = {"student_hidden_size": 8, "teacher_hidden_size": teacher.config.hidden_size}
     return student, DistillationObjective(Teacher(teacher), hidden_loss_weight=1.0, layer_map=[0, 1], **widths)
 
 
-def train(count, statistics, accumulation):
+def train(count, mode, accumulation):
     """Two epochs. Returns: everything that must not depend on the cut, and what was wrapped."""
     GradientState._reset_state()
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    student, objective = student_and_objective(statistics)
+    student, objective = student_and_objective(mode)
     lines = []
     with patch("lma_hf.training.trainer.build_optimizer", RecordingSGD):
         trainer = Trainer(
