@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, LoggerType, set_seed
 from datasets import DatasetDict
 
 from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
@@ -126,6 +126,9 @@ class TrainingRun:
             log_with=config.report_to or None,
             project_dir=config.output_dir,
         )
+        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
+            # it asks the data loader, whose batches may be smaller at the end of an epoch
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = config.per_device_train_batch_size
         set_seed(config.seed)
 
     def load(self, name_or_path, what, **kwargs):
@@ -185,10 +188,14 @@ class TrainingRun:
 
         def save_best():
             self.best_scores = self.scores
+            sharded = self.accelerator.distributed_type == DistributedType.FSDP
+            # every process has to take part
+            weights = self.accelerator.get_state_dict(trainer.model) if sharded else None
             if self.accelerator.is_main_process:
-                save_model(model, tokenizer, self.output_dir)
+                save_model(model, tokenizer, self.output_dir, weights)
                 if self.config.train != "all":
-                    save_delta(model, self.output_dir / DELTA, train=self.config.train, base_model=self.source)
+                    named = {"train": self.config.train, "base_model": self.source}
+                    save_delta(model, self.output_dir / DELTA, **named, state_dict=weights)
             self.accelerator.wait_for_everyone()
 
         trainer = Trainer(

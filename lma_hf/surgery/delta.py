@@ -22,20 +22,21 @@ TENSORS, RECORD = "delta.safetensors", "delta.json"
 FORMAT = 1
 
 
-def save_delta(model, folder, *, train="activations", base_model=None):
+def save_delta(model, folder, *, train="activations", base_model=None, state_dict=None):
     """Store what sets a swapped model apart from its base: delta.safetensors and delta.json, a few kilobytes.
 
     Args:
         model: a transformers model whose activations were swapped. folder: made if it is missing.
         train: what was trained, see `trained_parameters`; the rest has to be the base model's.
         base_model: name of the base, for the reader; what is checked is the hash of its tensors.
+        state_dict: the model's weights, where processes hold only parts of them.
     Raises: SurgeryError if there is nothing to store, or if parameters were trained that `train` leaves out.
     """
     swap = getattr(getattr(model, "config", None), "ffn_activation", None)
     if swap is None or not learnable_activations(model):
         raise SurgeryError(f"{type(model).__name__} holds no learnable activation that was swapped in; save it whole")
     names = _delta_names(model, train)
-    state = model.state_dict()
+    state = model.state_dict() if state_dict is None else state_dict
     record = {
         "format": FORMAT,
         "train": train,
