@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, LoggerType, set_seed
 from datasets import DatasetDict
 
 from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
@@ -19,8 +20,11 @@ from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
 from lma_hf.data.labels import align_labels
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.errors import ConfigError, DataError, MissingDependencyError, TrainingError
-from lma_hf.modeling.modeling_lma import activation_parameters
+from lma_hf.modeling.modeling_lma import activation_parameters, one_statistics_update
+from lma_hf.surgery.delta import save_delta
+from lma_hf.surgery.trainable import count_trained, train_only_
 from lma_hf.training.checkpoint import (
+    DELTA,
     RESULTS,
     RUN_CONFIG,
     append_json_line,
@@ -112,7 +116,8 @@ class TrainingRun:
     """
 
     def __init__(self, config, verb, source):
-        self.config, self.verb, self.output_dir = config, verb, Path(config.output_dir).expanduser()
+        self.config, self.verb, self.source = config, verb, source
+        self.output_dir = Path(config.output_dir).expanduser()
         check_output_dir(self.output_dir, config.overwrite_output_dir, [config.dataset, source])
         check_trackers(config.report_to)
         self.accelerator = make_accelerator(
@@ -121,6 +126,9 @@ class TrainingRun:
             log_with=config.report_to or None,
             project_dir=config.output_dir,
         )
+        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
+            # it asks the data loader, whose batches may be smaller at the end of an epoch
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = config.per_device_train_batch_size
         set_seed(config.seed)
 
     def load(self, name_or_path, what, **kwargs):
@@ -167,6 +175,7 @@ class TrainingRun:
             raise ConfigError(f"gradient_checkpointing is true, but {type(model).__name__} has none; drop it")
         if self.config.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
+        train_only_(model, self.config.train)
         self._open_records()
 
         def evaluate(wrapped_model, step):
@@ -179,8 +188,14 @@ class TrainingRun:
 
         def save_best():
             self.best_scores = self.scores
+            sharded = self.accelerator.distributed_type == DistributedType.FSDP
+            # every process has to take part
+            weights = self.accelerator.get_state_dict(trainer.model) if sharded else None
             if self.accelerator.is_main_process:
-                save_model(model, tokenizer, self.output_dir)
+                save_model(model, tokenizer, self.output_dir, weights)
+                if self.config.train != "all":
+                    named = {"train": self.config.train, "base_model": self.source}
+                    save_delta(model, self.output_dir / DELTA, **named, state_dict=weights)
             self.accelerator.wait_for_everyone()
 
         trainer = Trainer(
@@ -193,6 +208,7 @@ class TrainingRun:
             config=self.config,
             accelerator=self.accelerator,
             activation_parameters=activation_parameters(model),
+            around_step=partial(one_statistics_update, model),
         )
         set_seed(self.config.seed, device_specific=True)
         try:
@@ -230,6 +246,7 @@ class TrainingRun:
             "best_metric": task.best_metric,
             "metrics": self.best_scores,
             "num_parameters": count_parameters(model),
+            "num_trained_parameters": count_trained(model),
             "size_mb": folder_size_mb(self.output_dir),
             "training": dataclasses.asdict(outcome),
             "num_processes": self.accelerator.num_processes,

@@ -1,9 +1,11 @@
 """Tokenized splits and the batches made from them."""
 
+from itertools import pairwise
+
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -74,13 +76,54 @@ def make_dataloader(
         batch_size: rows per process.
         shuffle: False keeps the dataset's order. True draws batches of similar lengths in a random order that
             `seed` fixes; every pass over the loader continues with another order.
-        total_batch_size: rows over all processes and accumulation steps, `batch_size` by default; lengths are
-            grouped by it, so that any number of processes sees the same global batches.
+        total_batch_size: rows over all processes and accumulation steps, `batch_size` by default and a multiple of
+            it; any number of processes sees the same global batches, see `StepBatches`.
         pad_to_multiple_of: row lengths are rounded up to it.
     """
-    sampler = None
-    if shuffle:
-        generator = torch.Generator().manual_seed(seed)
-        sampler = LengthGroupedSampler(total_batch_size or batch_size, lengths=_lengths(dataset), generator=generator)
     collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collator)
+    if not shuffle:
+        return DataLoader(dataset, batch_size=batch_size, collate_fn=collator)
+    total = total_batch_size or batch_size
+    generator = torch.Generator().manual_seed(seed)
+    sampler = LengthGroupedSampler(total, lengths=_lengths(dataset), generator=generator)
+    batches = StepBatches(sampler, total, total // batch_size)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=Collator(collator, dataset[0]))
+
+
+class StepBatches(Sampler):
+    """Row numbers of every batch: each optimizer step's rows, dealt out evenly to its batches.
+
+    An epoch's last step may have fewer rows: none is dropped and none comes twice, but batches get smaller, down to
+    no row at all. Processes take turns, as accelerate deals batches out.
+
+    Args: sampler: of rows. total_batch_size: rows of a step. batches_per_step: processes x accumulation steps.
+    """
+
+    def __init__(self, sampler, total_batch_size, batches_per_step):
+        self.sampler, self.total_batch_size, self.batches_per_step = sampler, total_batch_size, batches_per_step
+
+    def __len__(self):
+        return -(-len(self.sampler) // self.total_batch_size) * self.batches_per_step
+
+    def __iter__(self):
+        rows, count = list(self.sampler), self.batches_per_step
+        for start in range(0, len(rows), self.total_batch_size):
+            step = rows[start : start + self.total_batch_size]
+            edges = [len(step) * index // count for index in range(count + 1)]
+            yield from (step[first:last] for first, last in pairwise(edges))
+
+
+class Collator:
+    """Pads rows to a batch. No rows become one without a real token, for a process that must keep in step.
+
+    Args: pad: turns rows into a batch. stand_in: a row.
+    """
+
+    def __init__(self, pad, stand_in):
+        self.pad, self.stand_in = pad, stand_in
+
+    def __call__(self, rows):
+        batch = self.pad(rows or [self.stand_in])
+        if not rows and "attention_mask" in batch:
+            batch["attention_mask"].zero_()
+        return batch

@@ -10,6 +10,7 @@ from lma_hf.errors import OutputDirError
 
 RUN_CONFIG = "run_config.yaml"
 RESULTS = "results.json"
+DELTA = "delta"
 
 
 def check_output_dir(output_dir, overwrite, inputs=()):
@@ -50,10 +51,14 @@ def claim_output_dir(output_dir):
         raise OutputDirError(f"output_dir {path} cannot be used: {error}; choose another folder") from error
 
 
-def save_model(model, tokenizer, output_dir):
-    """Save model and tokenizer into the folder. The files are complete before the first old one is replaced."""
+def save_model(model, tokenizer, output_dir, state_dict=None):
+    """Save model and tokenizer into the folder. The files are complete before the first old one is replaced.
+
+    Args: state_dict: the model's weights, where processes hold only parts of them.
+    """
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
-        model.save_pretrained(folder)
+        # a copy: save_pretrained takes out what it has written
+        model.save_pretrained(folder, **({"state_dict": dict(state_dict)} if state_dict is not None else {}))
         tokenizer.save_pretrained(folder)
         for file in Path(folder).iterdir():
             os.replace(file, Path(output_dir) / file.name)

@@ -60,6 +60,9 @@ class TrainConfig(DataConfig):
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: no clipping")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; unset: accelerate's setting")
     gradient_checkpointing: bool = option(False, "trade time for memory")
+    train: Literal["all", "activations", "activations+bias", "activations+head"] = option(
+        "all", "what trains; the rest is frozen, and a delta of what was trained is stored in output_dir/delta"
+    )
     freeze_embeddings: bool = option(False, "do not train the word embeddings (faster on CPU)")
     eval_steps: int | None = option(None, "evaluate every so many steps; unset: after every epoch")
     early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better score")
@@ -110,6 +113,11 @@ class DistillConfig(LossConfig, TrainConfig):
         super().__post_init__()
         check_positive(self, "calibration_batches")
         self.check_losses()
+        if self.train != "all" and (self.hidden_size is not None or self.num_attention_heads is not None):
+            raise ConfigError(
+                f"train is {self.train!r}, but a student with its own hidden_size or num_attention_heads starts from "
+                "random weights, which would stay random; drop these or train all"
+            )
 
     @property
     def resolved_layer_map(self):

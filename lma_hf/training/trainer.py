@@ -2,13 +2,16 @@
 
 import math
 import time
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from accelerate.utils import tqdm
 
 from lma_hf.errors import TrainingError
 from lma_hf.training.optimizer import build_optimizer, build_scheduler
+from lma_hf.training.shares import shares_of_step
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Trainer:
         config: a `TrainConfig`.
         accelerator: an `accelerate.Accelerator`.
         activation_parameters: those of the model's parameters that get the activation learning rate.
+        around_step: () -> context manager, entered around the passes of every optimizer step.
     """
 
     def __init__(
@@ -55,9 +59,10 @@ class Trainer:
         config,
         accelerator,
         activation_parameters=(),
+        around_step=nullcontext,
     ):
         self.config, self.accelerator = config, accelerator
-        self.evaluate, self.save_best, self.log = evaluate, save_best, log
+        self.evaluate, self.save_best, self.log, self.around_step = evaluate, save_best, log, around_step
         # with a gradient scaler, a fused step hides from accelerate that it was skipped
         fused = accelerator.scaler is None
         optimizer = build_optimizer([model, objective], activation_parameters, config, fused=fused)
@@ -92,10 +97,8 @@ class Trainer:
     def _run_epoch(self):
         self.model.train()
         start = time.perf_counter()
-        for index, batch in enumerate(self.loader):
-            self._train_batch(batch, self._batches_in_step(index))
-            if not self.accelerator.sync_gradients:
-                continue
+        for batches in self._steps():
+            self._train_step(batches)
             self._after_step()
             if self._evaluation_is_due():
                 self.seconds += time.perf_counter() - start
@@ -107,26 +110,43 @@ class Trainer:
                 break
         self.seconds += time.perf_counter() - start
 
-    def _batches_in_step(self, index):
-        """How many batches make the optimizer step of an epoch's batch `index`; the last step may have fewer."""
-        wanted = self.config.gradient_accumulation_steps
-        return min(wanted, len(self.loader) - index // wanted * wanted)
+    def _steps(self):
+        """The batches of every optimizer step of an epoch, as lists; the last may be shorter."""
+        batches = iter(self.loader)
+        while step := list(islice(batches, self.config.gradient_accumulation_steps)):
+            yield step
 
-    def _train_batch(self, batch, batches_in_step):
+    def _train_step(self, batches):
         self.plain_objective.progress = self.step / self.num_steps
-        with self.accelerator.accumulate(self.model):
-            parts = self.objective(self.model, batch)
-            # accelerate divides by gradient_accumulation_steps, also where a step has fewer batches
-            self.accelerator.backward(parts["loss"] * (self.config.gradient_accumulation_steps / batches_in_step))
-            if self.accelerator.sync_gradients and self.config.max_grad_norm:
-                parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-                self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
-            self.optimizer.step()
-            if self.accelerator.sync_gradients and not self.optimizer.step_was_skipped:
-                self.scheduler.step()
-            self.optimizer.zero_grad()
-        self.window.add(parts)
-        self.examples += len(batch["labels"]) * self.accelerator.num_processes
+        with self.around_step():
+            for batch, share in zip(batches, shares_of_step(batches, self.accelerator), strict=True):
+                with self._accumulate(is_last=batch is batches[-1]):
+                    parts = {name: part * share for name, part in self.objective(self.model, batch).items()}
+                    # accelerate divides by it, but the shares sum up to 1 already
+                    self.accelerator.backward(parts["loss"] * self.config.gradient_accumulation_steps)
+                self.window.add(parts)
+                self.examples += len(batch["labels"]) * self.accelerator.num_processes
+        self.window.count += 1
+        self._apply_gradients()
+
+    @contextmanager
+    def _accumulate(self, is_last):
+        """Processes exchange their gradients with a step's last batch only."""
+        # accelerator.accumulate would do so as soon as the loader is at its end, which is one step ahead of us
+        self.accelerator.sync_gradients = is_last
+        with ExitStack() as stack:
+            for module in () if is_last else (self.model, self.objective):
+                stack.enter_context(self.accelerator.no_sync(module))
+            yield
+
+    def _apply_gradients(self):
+        if self.config.max_grad_norm:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        if not self.optimizer.step_was_skipped:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
 
     def _after_step(self):
         self.step += 1
@@ -167,7 +187,10 @@ class Trainer:
 
 
 class LossWindow:
-    """Mean losses and rate since the last log line; losses stay on their device until the window closes."""
+    """Mean losses and rate since the last log line; losses stay on their device until the window closes.
+
+    Attributes: totals: sums of the losses, each weighted by its batch's share of a step. count: steps.
+    """
 
     def __init__(self):
         self.restart(0)
@@ -179,7 +202,6 @@ class LossWindow:
     def add(self, parts):
         for name, value in parts.items():
             self.totals[name] = self.totals.get(name, 0) + value.detach()
-        self.count += 1
 
     def close(self, accelerator, examples):
         """(mean losses over the window and all processes, examples a second), and start anew."""
