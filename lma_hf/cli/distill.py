@@ -30,6 +30,8 @@ def distill(config):
     """
     activation = activation_settings(config)
     run = TrainingRun(config, "distill", config.teacher)
+    if run.finished_results is not None:
+        return run.finished_results
     splits, task = load_data(config, with_train=True)
     tokenizer, teacher = run.load(config.teacher, "teacher")
     layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)

@@ -12,6 +12,8 @@ def teach(config):
     Returns: what results.json holds.
     """
     run = TrainingRun(config, "teach", config.model_name_or_path)
+    if run.finished_results is not None:
+        return run.finished_results
     splits, task = load_data(config, with_train=True)
     tokenizer, model = run.load(config.model_name_or_path, "pretrained model", **_head_for(task))
     # the head was made for the dataset's labels, in their order

@@ -1,0 +1,136 @@
+"""When a run's checkpoints are written, what they hold, and how a run is put back to one."""
+
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+
+from lma_hf.errors import TrainingError, TrainingInterrupted
+from lma_hf.training.checkpoint import METRICS, remove_leftovers
+from lma_hf.training.checkpoint_store import CheckpointStore, link_or_copy
+from lma_hf.training.interruption import Agreement, Sigterm
+from lma_hf.training.resume import check_same_run
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class RunCheckpoints:
+    """The checkpoints of one run on any number of processes, of which the first writes.
+
+    Args: config: a `TrainConfig`. identity: from `run_identity`.
+    """
+
+    def __init__(self, output_dir, config, accelerator, identity):
+        self.output_dir, self.config, self.accelerator = Path(output_dir), config, accelerator
+        self.store = CheckpointStore(self.output_dir / FOLDER, config.save_total_limit)
+        self.identity, self.sigterm = identity, Sigterm()
+        self.best_scores, self.model_files, self.last_step = None, [], None
+
+    def __enter__(self):
+        self.agreement = Agreement(2, self.config.ddp_timeout)
+        self.last = time.monotonic()
+        self.sigterm.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self.sigterm.__exit__(*exception)
+        if exception[0] is None:
+            self.agreement.finish()
+
+    def keep_best(self, scores, model_files):
+        """Remember what belongs to the best model: its scores, and the names of its files in output_dir."""
+        self.best_scores, self.model_files = scores, model_files
+
+    def after_step(self, step, make_state):
+        """Write a checkpoint if one is due, or if SIGTERM came; all processes call this after every step.
+
+        Args: make_state: () -> what the trainer needs to go on, called on every process.
+        Raises: TrainingInterrupted after SIGTERM.
+        """
+        minutes = self.config.save_minutes
+        late = minutes is not None and time.monotonic() - self.last >= 60 * minutes
+        # the clock of the first process counts
+        stop, due = self.agreement([int(self.sigterm.received), int(late and self.accelerator.is_main_process)])
+        if stop or due or (self.config.save_steps and step % self.config.save_steps == 0):
+            self._save(step, make_state())
+        if stop:
+            since = "the beginning" if self.last_step is None else f"step {self.last_step}"
+            raise TrainingInterrupted(f"stopped by SIGTERM at step {step}; --resume true goes on from {since}")
+
+    def _save(self, step, state):
+        """Write a checkpoint; if that fails the run goes on, and says so."""
+        failure = [None]
+        if self.accelerator.is_main_process:
+            state |= {"best_scores": self.best_scores, "model_files": self.model_files}
+            files = {self.output_dir / name: name == METRICS for name in (METRICS, *self.model_files)}
+            files = {file: changes for file, changes in files.items() if file.is_file()}
+            try:
+                self.store.save(step, state, files, self.identity)
+            except OSError as error:
+                failure = [str(error)]
+        # the others wait for the outcome, so that no process ends while the file is being written
+        if broadcast_object_list(failure)[0] is None:
+            self.last_step = step
+        else:
+            kept = "none before it" if self.last_step is None else f"the one of step {self.last_step} is kept"
+            logger.warning("the checkpoint of step %d could not be written (%s); %s", step, failure[0], kept)
+        self.last = time.monotonic()
+
+    def find(self):
+        """Step of the checkpoint to go on from, on every process; None if there is none."""
+        found = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found = [self.store.newest(), None]
+            except Exception as error:  # raised on every process, so that none waits for the first
+                found = [None, error]
+        step, error = broadcast_object_list(found)
+        if error is not None:
+            raise error
+        return step
+
+    def restore(self, step):
+        """Put output_dir back to the checkpoint of a step.
+
+        Returns: the trainer's state. Raises: ConfigError if the checkpoint is that of another run.
+        """
+        state, identity, files = self.store.load(step)
+        check_same_run(self.identity, identity, self.output_dir)
+        self.keep_best(state["best_scores"], state["model_files"])
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._restore_files(files)
+            self.store.drop_after(step)
+        self.accelerator.wait_for_everyone()
+        self.last_step = step
+        return state
+
+    def _restore_files(self, files):
+        remove_leftovers(self.output_dir)
+        # lines after the checkpoint will be written again
+        (self.output_dir / METRICS).unlink(missing_ok=True)
+        for file in files:
+            temporary = self.output_dir / f".{file.name}.saving"
+            link_or_copy(file, temporary, copy=file.name == METRICS)
+            os.replace(temporary, self.output_dir / file.name)
+
+
+@contextlib.contextmanager
+def disk_errors_are_ours(output_dir):
+    """Raises: TrainingError where a file of the run cannot be written, for example because the disk is full."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # those of a tracker's network have no number
+        if isinstance(error, OSError) and error.errno is None:
+            raise
+        raise TrainingError(
+            f"output_dir {output_dir} cannot be written: {' '.join(str(error).split())}; what was written before is "
+            "whole; make room, then go on with --resume true"
+        ) from error
