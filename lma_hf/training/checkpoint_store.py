@@ -1,5 +1,6 @@
 """Checkpoints on disk: folders step-XXXXXXXX, each there whole or not at all, and the newest few are kept."""
 
+import contextlib
 import json
 import logging
 import os
@@ -35,8 +36,8 @@ class CheckpointStore:
 
         Args:
             state: for `torch.save`, of types that `torch.load(weights_only=True)` takes.
-            files: {path: whether it will change in place}; files whose present content belongs to the checkpoint.
-                Those that are only ever replaced are linked, which costs nothing.
+            files: paths of which a copy belongs to the checkpoint. Links would be free, but then damage to one
+                file would be damage to every checkpoint.
             run: JSON values that say which run this is.
         Raises: OSError if it cannot be written; the other checkpoints stay.
         """
@@ -46,9 +47,7 @@ class CheckpointStore:
             self._remove_leftovers()
             temporary.mkdir(parents=True)
             checks = {STATE: write_state(state, temporary / STATE)}
-            for file, changes in files.items():
-                link_or_copy(file, temporary / file.name, copy=changes)
-                checks[file.name] = checksum(temporary / file.name, sync=True)
+            checks |= {file.name: copy_file(file, temporary / file.name) for file in files}
             write_synced(json.dumps({"step": step, "files": checks, "run": run}), temporary / MANIFEST)
             sync_folder(temporary)
             remove_folder(final)  # left by a run that went on from an older checkpoint
@@ -121,16 +120,35 @@ def damage(folder):
 
 def write_state(state, path):
     """`torch.save`, synced to disk. Returns: (size, CRC-32). Raises: OSError."""
-    with open(path, "wb") as file:
-        writer = _ChecksumWriter(file)
+    with _synced(path) as writer:
         try:
             torch.save(state, writer)
         except RuntimeError as error:
             # torch hides the file's error behind one about positions
             raise writer.error or error from None
+    return writer.size, writer.crc
+
+
+def copy_file(source, target):
+    """Copy a file, synced to disk. Returns: (size, CRC-32)."""
+    with open(source, "rb") as file, _synced(target) as writer:
+        shutil.copyfileobj(file, writer, CHUNK)
+    return writer.size, writer.crc
+
+
+def write_synced(text, path):
+    """Write a text file, synced to disk."""
+    with _synced(path) as writer:
+        writer.write(text.encode())
+
+
+@contextlib.contextmanager
+def _synced(path):
+    """A writer whose file is on disk when the context ends."""
+    with open(path, "wb") as file:
+        yield _ChecksumWriter(file)
         file.flush()
         os.fsync(file.fileno())
-    return writer.size, writer.crc
 
 
 class _ChecksumWriter:
@@ -152,33 +170,13 @@ class _ChecksumWriter:
         self.file.flush()
 
 
-def checksum(path, sync=False):
-    """(size, CRC-32) of a file. Args: sync: also see to it that the content is on disk."""
+def checksum(path):
+    """(size, CRC-32) of a file."""
     size, crc = 0, 0
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-        if sync:
-            os.fsync(file.fileno())
     return size, crc
-
-
-def link_or_copy(source, target, copy=False):
-    """Make `target` the same file as `source`, or a copy where links do not exist or `copy` is set."""
-    if not copy:
-        try:
-            return os.link(source, target)
-        except OSError:  # a file system without hard links
-            pass
-    shutil.copyfile(source, target)
-
-
-def write_synced(text, path):
-    """Write a text file and see to it that it is on disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sync_folder(path):

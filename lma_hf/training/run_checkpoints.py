@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from lma_hf.errors import TrainingError, TrainingInterrupted
 from lma_hf.training.checkpoint import METRICS, remove_leftovers
-from lma_hf.training.checkpoint_store import CheckpointStore, link_or_copy
+from lma_hf.training.checkpoint_store import CheckpointStore
 from lma_hf.training.interruption import Agreement, Sigterm
 from lma_hf.training.resume import check_same_run
 
@@ -68,8 +69,8 @@ class RunCheckpoints:
         failure = [None]
         if self.accelerator.is_main_process:
             state |= {"best_scores": self.best_scores, "model_files": self.model_files}
-            files = {self.output_dir / name: name == METRICS for name in (METRICS, *self.model_files)}
-            files = {file: changes for file, changes in files.items() if file.is_file()}
+            files = [self.output_dir / name for name in (METRICS, *self.model_files)]
+            files = [file for file in files if file.is_file()]
             try:
                 self.store.save(step, state, files, self.identity)
             except OSError as error:
@@ -117,7 +118,7 @@ class RunCheckpoints:
         (self.output_dir / METRICS).unlink(missing_ok=True)
         for file in files:
             temporary = self.output_dir / f".{file.name}.saving"
-            link_or_copy(file, temporary, copy=file.name == METRICS)
+            shutil.copyfile(file, temporary)
             os.replace(temporary, self.output_dir / file.name)
 
 
