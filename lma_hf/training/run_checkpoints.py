@@ -7,10 +7,10 @@ import shutil
 import time
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 
-from lma_hf.errors import TrainingError, TrainingInterrupted
+from lma_hf.errors import ConfigError, TrainingError, TrainingInterrupted
 from lma_hf.training.checkpoint import METRICS, remove_leftovers
 from lma_hf.training.checkpoint_store import CheckpointStore
 from lma_hf.training.interruption import Agreement, Sigterm
@@ -25,6 +25,7 @@ class RunCheckpoints:
     """The checkpoints of one run on any number of processes, of which the first writes.
 
     Args: config: a `TrainConfig`. identity: from `run_identity`.
+    Raises: ConfigError if checkpoints are asked for where every process holds a part of the model.
     """
 
     def __init__(self, output_dir, config, accelerator, identity):
@@ -32,14 +33,22 @@ class RunCheckpoints:
         self.store = CheckpointStore(self.output_dir / FOLDER, config.save_total_limit)
         self.identity, self.sigterm = identity, Sigterm()
         self.best_scores, self.model_files, self.last_step = None, [], None
+        self.enabled = accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if not self.enabled and (config.resume or config.save_steps):
+            raise ConfigError(
+                f"resume and save_steps do not work with {accelerator.distributed_type.value}; use DDP, or drop them"
+            )
 
     def __enter__(self):
-        self.agreement = Agreement(2, self.config.ddp_timeout)
-        self.last = time.monotonic()
-        self.sigterm.__enter__()
+        if self.enabled:
+            self.agreement = Agreement(2, self.config.ddp_timeout)
+            self.last = time.monotonic()
+            self.sigterm.__enter__()
         return self
 
     def __exit__(self, *exception):
+        if not self.enabled:
+            return
         self.sigterm.__exit__(*exception)
         if exception[0] is None:
             self.agreement.finish()
@@ -54,6 +63,8 @@ class RunCheckpoints:
         Args: make_state: () -> what the trainer needs to go on, called on every process.
         Raises: TrainingInterrupted after SIGTERM.
         """
+        if not self.enabled:
+            return
         minutes = self.config.save_minutes
         late = minutes is not None and time.monotonic() - self.last >= 60 * minutes
         # the clock of the first process counts
