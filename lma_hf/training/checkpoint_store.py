@@ -36,8 +36,8 @@ class CheckpointStore:
 
         Args:
             state: for `torch.save`, of types that `torch.load(weights_only=True)` takes.
-            files: paths of which a copy belongs to the checkpoint. Links would be free, but then damage to one
-                file would be damage to every checkpoint.
+            files: from `hold`; copies of them belong to the checkpoint. Links would be free, but then damage to
+                one file would be damage to every checkpoint.
             run: JSON values that say which run this is.
         Raises: OSError if it cannot be written; the other checkpoints stay.
         """
@@ -47,7 +47,7 @@ class CheckpointStore:
             self._remove_leftovers()
             temporary.mkdir(parents=True)
             checks = {STATE: write_state(state, temporary / STATE)}
-            checks |= {file.name: copy_file(file, temporary / file.name) for file in files}
+            checks |= {name: copy_file(file, size, temporary / name) for name, file, size in files}
             write_synced(json.dumps({"step": step, "files": checks, "run": run}), temporary / MANIFEST)
             sync_folder(temporary)
             remove_folder(final)  # left by a run that went on from an older checkpoint
@@ -56,6 +56,9 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            for _, file, _ in files:
+                file.close()
         self._drop(self.steps()[: -self.limit])
 
     def steps(self):
@@ -129,10 +132,17 @@ def write_state(state, path):
     return writer.size, writer.crc
 
 
-def copy_file(source, target):
-    """Copy a file, synced to disk. Returns: (size, CRC-32)."""
-    with open(source, "rb") as file, _synced(target) as writer:
-        shutil.copyfileobj(file, writer, CHUNK)
+def hold(paths):
+    """(name, open file, size) of each: the content as it is now, also when it is replaced or appended to later."""
+    files = [open(path, "rb") for path in paths]  # noqa: SIM115, `save` closes them
+    return [(path.name, file, os.fstat(file.fileno()).st_size) for path, file in zip(paths, files, strict=True)]
+
+
+def copy_file(file, size, target):
+    """Copy the first `size` bytes of an open file, synced to disk. Returns: (size, CRC-32)."""
+    with _synced(target) as writer:
+        while writer.size < size and (data := file.read(min(CHUNK, size - writer.size))):
+            writer.write(data)
     return writer.size, writer.crc
 
 

@@ -5,14 +5,16 @@ import logging
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 
 from lma_hf.errors import ConfigError, TrainingError, TrainingInterrupted
 from lma_hf.training.checkpoint import METRICS, remove_leftovers
-from lma_hf.training.checkpoint_store import CheckpointStore
+from lma_hf.training.checkpoint_store import CheckpointStore, hold
 from lma_hf.training.interruption import Agreement, Sigterm
 from lma_hf.training.resume import check_same_run
 
@@ -22,7 +24,7 @@ FOLDER = "checkpoints"
 
 
 class RunCheckpoints:
-    """The checkpoints of one run on any number of processes, of which the first writes.
+    """The checkpoints of one run on any number of processes, of which the first writes, beside the training.
 
     Args: config: a `TrainConfig`. identity: from `run_identity`.
     Raises: ConfigError if checkpoints are asked for where every process holds a part of the model.
@@ -33,6 +35,7 @@ class RunCheckpoints:
         self.store = CheckpointStore(self.output_dir / FOLDER, config.save_total_limit)
         self.identity, self.sigterm = identity, Sigterm()
         self.best_scores, self.model_files, self.last_step = None, [], None
+        self.writer, self.writing = ThreadPoolExecutor(max_workers=1), None
         self.enabled = accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if not self.enabled and (config.resume or config.save_steps):
             raise ConfigError(
@@ -49,6 +52,8 @@ class RunCheckpoints:
     def __exit__(self, *exception):
         if not self.enabled:
             return
+        self._finish_writing()
+        self.writer.shutdown()
         self.sigterm.__exit__(*exception)
         if exception[0] is None:
             self.agreement.finish()
@@ -72,27 +77,33 @@ class RunCheckpoints:
         if stop or due or (self.config.save_steps and step % self.config.save_steps == 0):
             self._save(step, make_state())
         if stop:
+            self._finish_writing()
+            # no process ends, and takes the others with it, before the first is done
+            self.accelerator.wait_for_everyone()
             since = "the beginning" if self.last_step is None else f"step {self.last_step}"
             raise TrainingInterrupted(f"stopped by SIGTERM at step {step}; --resume true goes on from {since}")
 
     def _save(self, step, state):
-        """Write a checkpoint; if that fails the run goes on, and says so."""
-        failure = [None]
+        """Start to write a checkpoint. What is written is a copy, since the training goes on meanwhile."""
+        self._finish_writing()
         if self.accelerator.is_main_process:
-            state |= {"best_scores": self.best_scores, "model_files": self.model_files}
+            state = on_cpu({**state, "best_scores": self.best_scores, "model_files": self.model_files})
             files = [self.output_dir / name for name in (METRICS, *self.model_files)]
-            files = [file for file in files if file.is_file()]
-            try:
-                self.store.save(step, state, files, self.identity)
-            except OSError as error:
-                failure = [str(error)]
-        # the others wait for the outcome, so that no process ends while the file is being written
-        if broadcast_object_list(failure)[0] is None:
-            self.last_step = step
-        else:
-            kept = "none before it" if self.last_step is None else f"the one of step {self.last_step} is kept"
-            logger.warning("the checkpoint of step %d could not be written (%s); %s", step, failure[0], kept)
+            files = hold([file for file in files if file.is_file()])
+            self.writing = step, self.writer.submit(self.store.save, step, state, files, self.identity)
         self.last = time.monotonic()
+
+    def _finish_writing(self):
+        """Wait for the checkpoint under way; if it could not be written the run goes on, and says so."""
+        if self.writing is None:
+            return
+        (step, outcome), self.writing = self.writing, None
+        try:
+            outcome.result()
+            self.last_step = step
+        except OSError as error:
+            kept = "none before it" if self.last_step is None else f"the one of step {self.last_step} is kept"
+            logger.warning("the checkpoint of step %d could not be written (%s); %s", step, error, kept)
 
     def find(self):
         """Step of the checkpoint to go on from, on every process; None if there is none."""
@@ -131,6 +142,15 @@ class RunCheckpoints:
             temporary = self.output_dir / f".{file.name}.saving"
             shutil.copyfile(file, temporary)
             os.replace(temporary, self.output_dir / file.name)
+
+
+def on_cpu(value):
+    """Copies of all tensors in nested dicts, lists and tuples, on the CPU."""
+    if isinstance(value, dict):
+        return {key: on_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(on_cpu, value))
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import torch
 
 from lma_hf.errors import OutputDirError
 from lma_hf.training import checkpoint_store
-from lma_hf.training.checkpoint_store import MANIFEST, STATE, CheckpointStore
+from lma_hf.training.checkpoint_store import MANIFEST, STATE, CheckpointStore, hold
 
 RUN = {"num_processes": 1}
 
@@ -29,7 +29,7 @@ def best(tmp_path):
 def store(tmp_path, best):
     store = CheckpointStore(tmp_path / "checkpoints", limit=2)
     for step in (1, 2, 3):
-        store.save(step, state_of(step), [best], RUN)
+        store.save(step, state_of(step), hold([best]), RUN)
     return store
 
 
@@ -47,9 +47,16 @@ def test_newest_are_kept_and_come_back(store):
 
 
 def test_file_keeps_the_content_it_had(store, best):
-    best.write_bytes(b"best of step 4")
-    store.save(4, state_of(4), [best], RUN)
-    assert [store.load(step)[2][0].read_bytes()[-1:] for step in (3, 4)] == [b"1", b"4"]
+    files = hold([best])
+    with open(best, "ab") as file:  # a line more
+        file.write(b" and more")
+    store.save(4, state_of(4), files, RUN)
+    files = hold([best])
+    (best.parent / "next").write_bytes(b"best of step 5")
+    os.replace(best.parent / "next", best)
+    store.save(5, state_of(5), files, RUN)
+    assert store.newest() == 5
+    assert [store.load(step)[2][0].read_text() for step in (4, 5)] == ["best of step 1", "best of step 1 and more"]
 
 
 def truncate(path):
@@ -143,10 +150,10 @@ def test_death_at_any_system_call_leaves_a_whole_newest_checkpoint(store, monkey
     monkeypatch.setattr(*target, dead)
     monkeypatch.setattr(shutil, "rmtree", dead)
     with pytest.raises(Killed):
-        store.save(4, state_of(4), [best], RUN)
+        store.save(4, state_of(4), hold([best]), RUN)
     monkeypatch.undo()
     assert CheckpointStore(store.folder, 2).newest() == 3
-    CheckpointStore(store.folder, 2).save(4, state_of(4), [best], RUN)
+    CheckpointStore(store.folder, 2).save(4, state_of(4), hold([best]), RUN)
     assert entries(store) == ["step-00000003", "step-00000004"]
 
 

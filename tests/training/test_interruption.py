@@ -35,10 +35,10 @@ def test_handler_is_only_there_inside_the_context():
 
 
 def test_sigterm_saves_although_nothing_is_due(tmp_path):
-    with pytest.raises(TrainingInterrupted, match="at step 5; --resume true goes on from step 5"):
-        with checkpoints(tmp_path, save_minutes=None) as run:
-            run.after_step(4, make_state)
-            os.kill(os.getpid(), signal.SIGTERM)
+    with checkpoints(tmp_path, save_minutes=None) as run:
+        run.after_step(4, make_state)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(TrainingInterrupted, match="at step 5; --resume true goes on from step 5"):
             run.after_step(5, make_state)
     assert run.store.steps() == [5]
     assert TrainingInterrupted.exit_code == 143
@@ -48,11 +48,11 @@ def test_sigterm_on_a_full_disk_says_where_the_run_stands(tmp_path, monkeypatch)
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(TrainingInterrupted, match="at step 5; --resume true goes on from step 4"):
-        with checkpoints(tmp_path, save_steps=4) as run:
-            run.after_step(4, make_state)
-            monkeypatch.setattr(run.store, "save", full)
-            os.kill(os.getpid(), signal.SIGTERM)
+    with checkpoints(tmp_path, save_steps=4) as run:
+        run.after_step(4, make_state)
+        monkeypatch.setattr(run.store, "save", full)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(TrainingInterrupted, match="at step 5; --resume true goes on from step 4"):
             run.after_step(5, make_state)
 
 
