@@ -31,6 +31,8 @@ def distill(config):
     """
     activation = activation_settings(config)
     run = TrainingRun(config, "distill", config.teacher)
+    if run.finished_results is not None:
+        return run.finished_results
     splits, task = load_data(config, with_train=True)
     tokenizer, teacher = run.load(config.teacher, "teacher")
     layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
@@ -43,6 +45,7 @@ def distill(config):
     extra_scores = check_extra_teachers(extra_teachers, run, tokenized, task, tokenizer, mapping)
     batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
     student, calibration = make_student(teacher, activation, batches, config)
+    run.freeze_(student)
     warmup = warm_up(run, student, teacher, layer_map, tokenized[task.train_split], tokenizer)
     objective = make_objective(
         teacher,

@@ -45,8 +45,8 @@ def load_extra_teachers(run, task, tokenizer, first):
     Raises: ConfigError if one was trained with another tokenizer, LabelMismatchError if one has other labels.
     """
     found = []
-    for name in run.config.extra_teachers:
-        its_tokenizer, model = run.load(name, "extra teacher")
+    for number, name in enumerate(run.config.extra_teachers, start=1):
+        its_tokenizer, model = run.load(name, f"extra teacher {number}")
         if its_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise ConfigError(f"extra teacher {name!r} has another vocabulary than {run.config.teacher!r}; drop it")
         if its_tokenizer.model_input_names != tokenizer.model_input_names:

@@ -1,6 +1,7 @@
 """What the commands share: Accelerate, evaluation, and a training run with its records on disk."""
 
 import dataclasses
+import datetime
 import logging
 import os
 from functools import partial
@@ -10,7 +11,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, LoggerType, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    LoggerType,
+    set_seed,
+)
 from datasets import DatasetDict
 
 from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
@@ -25,6 +32,7 @@ from lma_hf.surgery.delta import save_delta
 from lma_hf.surgery.trainable import count_trained, train_only_
 from lma_hf.training.checkpoint import (
     DELTA,
+    METRICS,
     RESULTS,
     RUN_CONFIG,
     append_json_line,
@@ -32,8 +40,11 @@ from lma_hf.training.checkpoint import (
     claim_output_dir,
     save_model,
     write_json,
+    write_whole,
 )
 from lma_hf.training.prediction import predict
+from lma_hf.training.resume import check_same_config, read_results, rows_digest, run_identity, weights_digest
+from lma_hf.training.run_checkpoints import RunCheckpoints, disk_errors_are_ours
 from lma_hf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -47,10 +58,13 @@ def make_accelerator(config, **kwargs):
     # accelerate joins several CPU processes only when told that it is the CPU
     cpu = not torch.accelerator.is_available()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    handlers = [ddp]
+    if (timeout_s := getattr(config, "ddp_timeout", None)) is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s)))
     # otherwise the precision of an earlier run in this process would stay; there is no public way
     AcceleratorState._reset_state()
     try:
-        return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[ddp], **kwargs)
+        return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers, **kwargs)
     except ValueError as error:
         raise ConfigError(f"mixed_precision {precision!r}: {error}") from error
 
@@ -112,13 +126,17 @@ class Evaluator:
 class TrainingRun:
     """One `teach` or `distill` run: seeds, folder, records. The folder is claimed when training starts.
 
+    Attributes: finished_results: what results.json holds if the run to resume is finished, else None.
+
     Args: verb: "teach" or "distill". source: the model that the run starts from.
     """
 
     def __init__(self, config, verb, source):
         self.config, self.verb, self.source = config, verb, source
         self.output_dir = Path(config.output_dir).expanduser()
-        check_output_dir(self.output_dir, config.overwrite_output_dir, [config.dataset, source])
+        # a run to resume may be started anew if it has no checkpoint yet
+        resumes = config.resume and (self.output_dir / RUN_CONFIG).is_file()
+        check_output_dir(self.output_dir, config.overwrite_output_dir or resumes, [config.dataset, source])
         check_trackers(config.report_to)
         self.accelerator = make_accelerator(
             config,
@@ -130,11 +148,16 @@ class TrainingRun:
             # it asks the data loader, whose batches may be smaller at the end of an epoch
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = config.per_device_train_batch_size
         set_seed(config.seed)
+        self.contents, self.finished_results = {}, None
+        if resumes:
+            check_same_config(self._resolved_config(), self.output_dir / RUN_CONFIG)
+            self.finished_results = read_results(self.output_dir)
 
     def load(self, name_or_path, what, **kwargs):
         """(tokenizer, model on this process's device)."""
         tokenizer, model = load_tokenizer_and_model(name_or_path, what, **kwargs)
         check_max_length(self.config, model)
+        self.contents[f"{what} weights"] = weights_digest(model)
         return tokenizer, model.to(self.accelerator.device)
 
     def tokenize(self, splits, task, tokenizer, mapping):
@@ -164,6 +187,12 @@ class TrainingRun:
             total_batch_size=self.total_batch_size,
         )
 
+    def freeze_(self, model):
+        """Freeze what the config leaves as it is."""
+        if self.config.freeze_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+        train_only_(model, self.config.train)
+
     def train(self, model, tokenizer, objective, tokenized, evaluator, records):
         """Train, keep the best model in output_dir, and write results.json.
 
@@ -173,10 +202,10 @@ class TrainingRun:
         task = evaluator.task
         if self.config.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise ConfigError(f"gradient_checkpointing is true, but {type(model).__name__} has none; drop it")
-        if self.config.freeze_embeddings:
-            model.get_input_embeddings().requires_grad_(False)
-        train_only_(model, self.config.train)
-        self._open_records()
+        self.contents |= {f"rows of split {name}": rows_digest(rows) for name, rows in tokenized.items()}
+        identity = run_identity(self.accelerator.num_processes, self.contents)
+        self.checkpoints = RunCheckpoints(self.output_dir, self.config, self.accelerator, identity)
+        state = self._open_records()
 
         def evaluate(wrapped_model, step):
             try:
@@ -187,15 +216,11 @@ class TrainingRun:
             return evaluator.score(self.scores)
 
         def save_best():
-            self.best_scores = self.scores
             sharded = self.accelerator.distributed_type == DistributedType.FSDP
             # every process has to take part
             weights = self.accelerator.get_state_dict(trainer.model) if sharded else None
-            if self.accelerator.is_main_process:
-                save_model(model, tokenizer, self.output_dir, weights)
-                if self.config.train != "all":
-                    named = {"train": self.config.train, "base_model": self.source}
-                    save_delta(model, self.output_dir / DELTA, **named, state_dict=weights)
+            files = self._save(model, tokenizer, weights) if self.accelerator.is_main_process else []
+            self.checkpoints.keep_best(self.scores, files)
             self.accelerator.wait_for_everyone()
 
         trainer = Trainer(
@@ -209,34 +234,55 @@ class TrainingRun:
             accelerator=self.accelerator,
             activation_parameters=activation_parameters(model),
             around_step=partial(one_statistics_update, model),
+            after_step=self.checkpoints.after_step,
         )
         set_seed(self.config.seed, device_specific=True)
+        if state is not None:
+            trainer.load_state_dict(state)
         try:
-            return self._write_results(model, task, trainer.train(), records)
+            with disk_errors_are_ours(self.output_dir), self.checkpoints:
+                return self._write_results(model, task, trainer.train(), records)
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
 
+    def _save(self, model, tokenizer, weights):
+        """Put the model, and the delta of what was trained, into output_dir. Returns: names of the files."""
+        files = save_model(model, tokenizer, self.output_dir, weights)
+        if self.config.train != "all":
+            named = {"train": self.config.train, "base_model": self.source}
+            save_delta(model, self.output_dir / DELTA, **named, state_dict=weights)
+            files += [f"{DELTA}/{file.name}" for file in sorted((self.output_dir / DELTA).iterdir())]
+        return files
+
     def _open_records(self):
+        """Claim the folder, or put it back to its newest checkpoint and return the trainer's state of then."""
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        step = self.checkpoints.find() if self.config.resume else None
+        state = None if step is None else self.checkpoints.restore(step)
+        if self.config.resume:
+            logger.info("%s", "no checkpoint yet: starting anew" if step is None else f"going on from step {step}")
+        if step is None and self.accelerator.is_main_process:
             claim_output_dir(self.output_dir)
             self._write_config()
             write_json(environment(), self.output_dir / "environment.json")
         self.accelerator.wait_for_everyone()
         if self.config.report_to:
             self.accelerator.init_trackers("lma_hf", config={k: str(v) for k, v in vars(self.config).items()})
+        return state
+
+    def _resolved_config(self):
+        precision = self.accelerator.mixed_precision
+        return dataclasses.replace(self.config, overwrite_output_dir=False, resume=False, mixed_precision=precision)
 
     def _write_config(self):
         path = self.output_dir / RUN_CONFIG
-        resolved = dataclasses.replace(
-            self.config, overwrite_output_dir=False, mixed_precision=self.accelerator.mixed_precision
-        )
-        to_yaml(resolved, path, f"lma-hf {self.verb} {path} --output_dir ANOTHER_FOLDER")
+        command = f"lma-hf {self.verb} {path} --output_dir ANOTHER_FOLDER"
+        write_whole(path, lambda temporary: to_yaml(self._resolved_config(), temporary, command))
 
     def _log(self, values, step):
         if self.accelerator.is_main_process:
-            append_json_line(values, self.output_dir / "metrics.jsonl")
+            append_json_line(values, self.output_dir / METRICS)
         if self.config.report_to:
             self.accelerator.log(_flatten(values), step=step)
 
@@ -244,7 +290,7 @@ class TrainingRun:
         results = {
             "task": task.name,
             "best_metric": task.best_metric,
-            "metrics": self.best_scores,
+            "metrics": self.checkpoints.best_scores,
             "num_parameters": count_parameters(model),
             "num_trained_parameters": count_trained(model),
             "size_mb": folder_size_mb(self.output_dir),

@@ -68,6 +68,12 @@ class TrainConfig(DataConfig):
     early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better score")
     logging_steps: int = option(20, "steps between two lines in metrics.jsonl")
     report_to: list[str] = option([], "Accelerate trackers, for example tensorboard or wandb")
+    resume: bool = option(False, "go on with the interrupted run in output_dir; starts anew where there is none")
+    save_steps: int | None = option(None, "write a checkpoint every so many steps")
+    save_minutes: float | None = option(15.0, "write a checkpoint every so many minutes; null: only at SIGTERM")
+    save_total_limit: int = option(2, "how many checkpoints are kept, the newest")
+    on_nan: Literal["stop", "skip"] = option("stop", "a loss or gradient that is not finite: stop, or skip the step")
+    ddp_timeout: int = option(600, "seconds that a process waits for the others before it gives up")
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,7 +81,10 @@ class TrainConfig(DataConfig):
             self,
             *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
             *("eval_steps", "early_stopping_patience", "logging_steps"),
+            *("save_steps", "save_minutes", "save_total_limit", "ddp_timeout"),
         )
+        if self.resume and self.overwrite_output_dir:
+            raise ConfigError("resume and overwrite_output_dir are both true; pass one of them")
         check_not_negative(self, "learning_rate", "activation_learning_rate", "weight_decay", "max_grad_norm")
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"warmup_ratio is {self.warmup_ratio}, allowed are 0 up to but not including 1")
