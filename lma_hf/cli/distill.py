@@ -8,6 +8,7 @@ import numpy as np
 
 from lma_hf.cli.loading import label_names_of, labels_of_model, load_data
 from lma_hf.cli.run import TrainingRun
+from lma_hf.cli.teacher_cache import TeacherCache, states_of, with_teacher_rows
 from lma_hf.data.labels import check_same_labels
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.distillation.objective import DistillationObjective
@@ -36,10 +37,17 @@ def distill(config):
     mapping = labels_of_teacher(teacher, task, config)
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
-    teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
+    cache = TeacherCache(run, teacher, tokenizer, task, mapping) if config.teacher_cache else None
+    teacher_scores = cache.scores(tokenized, evaluator) if cache else evaluator(teacher)
+    check_teacher(teacher_scores, evaluator, tokenized, config)
     batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
     student, calibration = make_student(teacher, activation, batches, config)
-    objective = make_objective(teacher, student, layer_map, config, run.accelerator)
+    answers = Teacher(teacher, run.accelerator.autocast)
+    if cache:
+        answers, tokenized = cached_answers(cache, tokenized, task, layer_map, config)
+    objective = make_objective(answers, student, layer_map, teacher.config.hidden_size, config, run.accelerator)
+    # with a cache nothing needs the teacher from here on, and training has its memory
+    del cache, teacher
     records = {
         "activation": {"name": activation.name, **asdict(activation)},
         "layer_map": layer_map,
@@ -80,13 +88,19 @@ def labels_of_teacher(teacher, task, config):
     return labels_of_model(teacher, task, config.dataset, config.teacher)
 
 
-def check_teacher(teacher, evaluator, tokenized, config):
-    """The teacher's scores. Raises: DataError if it is no better than always answering the most common class.
+def cached_answers(cache, tokenized, task, layer_map, config):
+    """(CachedTeacher, splits whose training rows say where their answers are)."""
+    train = tokenized[task.train_split]
+    answers, positions = cache.answers(train, states_of(layer_map) if config.hidden_loss_weight else ())
+    return answers, {**tokenized, task.train_split: with_teacher_rows(train, positions)}
+
+
+def check_teacher(scores, evaluator, tokenized, config):
+    """Raises: DataError if the teacher is no better than always answering the most common class.
 
     Such a teacher is usually one whose labels are swapped, or one that was trained for another task.
     """
     task, split = evaluator.task, evaluator.task.validation_splits[0]
-    scores = evaluator(teacher)
     # accuracy where there is one: always answering the negative class has an F1 of 0
     metric = "accuracy" if "accuracy" in task.metrics else task.best_metric
     score = scores[split][metric]
@@ -99,7 +113,6 @@ def check_teacher(teacher, evaluator, tokenized, config):
         if not config.allow_weak_teacher:
             raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher true")
         logger.warning("%s; going on as allow_weak_teacher is set", message)
-    return scores
 
 
 def majority_scores(task, labels):
@@ -127,15 +140,15 @@ def make_student(teacher, activation, batches, config):
     return student, calibration
 
 
-def make_objective(teacher, student, layer_map, config, accelerator):
+def make_objective(answers, student, layer_map, teacher_hidden_size, config, accelerator):
     """The `DistillationObjective` that the config describes, on this process's device."""
     return DistillationObjective(
-        Teacher(teacher, accelerator.autocast),
+        answers,
         temperature=config.temperature,
         task_loss_weight=config.task_loss_weight,
         distill_loss_weight=config.distill_loss_weight,
         hidden_loss_weight=config.hidden_loss_weight,
         layer_map=layer_map,
         student_hidden_size=student.config.hidden_size,
-        teacher_hidden_size=teacher.config.hidden_size,
+        teacher_hidden_size=teacher_hidden_size,
     ).to(accelerator.device)

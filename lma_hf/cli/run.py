@@ -94,11 +94,14 @@ class Evaluator:
         """Split -> metric -> value in [-1, 1]."""
         results = {}
         for split, loader in self.loaders.items():
-            logits, labels = predict(model, loader, self.accelerator)
-            if self.mapping is not None:
-                logits = logits[:, self.mapping]
-            results[split] = compute_metrics(self.task, logits, labels)
+            results[split] = self.metrics(*predict(model, loader, self.accelerator))
         return results
+
+    def metrics(self, logits, labels):
+        """Metric -> value. Args: logits: in the model's label order. labels: the dataset's."""
+        if self.mapping is not None:
+            logits = logits[:, self.mapping]
+        return compute_metrics(self.task, logits, labels)
 
     def score(self, results):
         """The number that selects checkpoints: the task's best metric on its first validation split."""
@@ -145,7 +148,7 @@ class TrainingRun:
         config = self.config
         return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def train_loader(self, tokenized, tokenizer, batch_size):
+    def train_loader(self, tokenized, tokenizer, batch_size, tokens_per_batch=None):
         """Length-grouped batches, the same global batches on any number of processes."""
         return make_dataloader(
             tokenized,
@@ -154,6 +157,7 @@ class TrainingRun:
             shuffle=True,
             seed=self.config.seed,
             total_batch_size=self.total_batch_size,
+            tokens_per_batch=tokens_per_batch,
         )
 
     def train(self, model, tokenizer, objective, tokenized, evaluator, records):
@@ -186,7 +190,12 @@ class TrainingRun:
         trainer = Trainer(
             model,
             objective,
-            self.train_loader(tokenized[task.train_split], tokenizer, self.config.per_device_train_batch_size),
+            self.train_loader(
+                tokenized[task.train_split],
+                tokenizer,
+                self.config.per_device_train_batch_size,
+                self.config.tokens_per_batch,
+            ),
             evaluate=evaluate,
             save_best=save_best,
             log=self._log,

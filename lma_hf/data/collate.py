@@ -9,6 +9,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lma_hf.data.glue import Task
 from lma_hf.data.progress import no_progress_bars
+from lma_hf.data.token_budget import TokenBudgetBatchSampler
 from lma_hf.errors import DataError
 
 MIN_MAX_LENGTH = 8
@@ -67,6 +68,7 @@ def make_dataloader(
     seed: int,
     total_batch_size: int | None = None,
     pad_to_multiple_of: int | None = PAD_TO_MULTIPLE_OF,
+    tokens_per_batch: int | None = None,
 ) -> DataLoader:
     """Batches of a tokenized split, each padded to its own longest row.
 
@@ -77,10 +79,16 @@ def make_dataloader(
         total_batch_size: rows over all processes and accumulation steps, `batch_size` by default; lengths are
             grouped by it, so that any number of processes sees the same global batches.
         pad_to_multiple_of: row lengths are rounded up to it.
+        tokens_per_batch: shuffled batches have at most so many padded tokens per process instead of `batch_size`
+            rows (see `TokenBudgetBatchSampler`).
     """
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+    if shuffle and tokens_per_batch:
+        shares, generator = (total_batch_size or batch_size) // batch_size, torch.Generator().manual_seed(seed)
+        batches = TokenBudgetBatchSampler(_lengths(dataset), tokens_per_batch, shares, generator, pad_to_multiple_of)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=collator)
     sampler = None
     if shuffle:
         generator = torch.Generator().manual_seed(seed)
         sampler = LengthGroupedSampler(total_batch_size or batch_size, lengths=_lengths(dataset), generator=generator)
-    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collator)

@@ -3,12 +3,12 @@
 from torch import nn
 
 from lma_hf.distillation.losses import hidden_state_loss, knowledge_distillation_loss, logit_loss, task_loss
+from lma_hf.distillation.teacher import model_inputs
 
 
 def split_labels(batch):
     """(inputs, labels) of a batch."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return inputs, batch["labels"]
+    return model_inputs(batch), batch["labels"]
 
 
 class TaskObjective(nn.Module):
@@ -30,7 +30,7 @@ class DistillationObjective(nn.Module):
     parameters of this objective and no part of the student.
 
     Args:
-        teacher: a `Teacher`. layer_map: teacher layer (0-based) of every student layer.
+        teacher: a `Teacher` or `CachedTeacher`. layer_map: teacher layer (0-based) of every student layer.
         student_hidden_size, teacher_hidden_size: widths.
     """
 
@@ -60,7 +60,7 @@ class DistillationObjective(nn.Module):
         """Args: batch: model inputs with "labels". Returns: {"loss", "task_loss", "distill_loss"[, "hidden_loss"]}."""
         inputs, labels = split_labels(batch)
         wants_states = bool(self.weights["hidden"])
-        teacher_logits, teacher_states = self.teacher(inputs, wants_states)
+        teacher_logits, teacher_states = self.teacher(batch, wants_states)
         output = model(**inputs, output_hidden_states=wants_states)
         logits = output.logits.float()
         parts = {"task": task_loss(logits, labels), "distill": self._distill(logits, teacher_logits)}

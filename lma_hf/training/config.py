@@ -57,6 +57,9 @@ class TrainConfig(DataConfig):
     max_steps: int | None = option(None, "stop after so many optimizer steps")
     per_device_train_batch_size: int = option(32, "rows of a training batch, on each device")
     gradient_accumulation_steps: int = option(1, "batches that make one optimizer step")
+    tokens_per_batch: int | None = option(
+        None, "padded tokens of a training batch, on each device, in place of a fixed number of rows"
+    )
     learning_rate: float = option(5e-5, "peak learning rate of the weights")
     activation_learning_rate: float = option(1e-3, "peak learning rate of activation parameters (no weight decay)")
     weight_decay: float = option(0.01, "AdamW weight decay; not on biases, norms and activations")
@@ -76,6 +79,7 @@ class TrainConfig(DataConfig):
         check_positive(
             self,
             *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            "tokens_per_batch",
             *("eval_steps", "early_stopping_patience", "logging_steps"),
         )
         check_not_negative(self, "learning_rate", "activation_learning_rate", "weight_decay", "max_grad_norm")
@@ -112,6 +116,7 @@ class DistillConfig(TrainConfig):
     task_loss_weight: float = option(0.3, "weight of the loss against the labels")
     distill_loss_weight: float = option(0.7, "weight of the loss against the teacher's logits")
     hidden_loss_weight: float = option(0.0, "weight of the hidden-state loss along the layer map")
+    teacher_cache: str | None = option(None, "folder that keeps the teacher's answers for later runs; unset: none")
     allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
     learning_rate: float = option(3e-4, "peak learning rate of the weights")
 
