@@ -8,7 +8,7 @@ import transformers
 from transformers import DataCollatorWithPadding
 
 from lma_hf.data.collate import PAD_TO_MULTIPLE_OF
-from lma_hf.distillation.cache import answer_batch, batches_of, fill
+from lma_hf.distillation.cache import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, answer_batch, batches_of, fill
 from lma_hf.distillation.fingerprint import (
     RowIndex,
     config_fingerprint,
@@ -32,6 +32,7 @@ class TeacherCache:
     def __init__(self, run, teacher, tokenizer, task, mapping):
         self.folder = Path(run.config.teacher_cache).expanduser()
         self.teacher, self.device = Teacher(teacher, run.accelerator.autocast), run.accelerator.device
+        self.batch_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
         self.collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO_MULTIPLE_OF)
         self.num_labels, self.hidden_size = teacher.config.num_labels, getattr(teacher.config, "hidden_size", None)
         self.origin = {
@@ -59,7 +60,7 @@ class TeacherCache:
         inputs = dataset.remove_columns("labels")
 
         def answer(start, stop):
-            batches = batches_of(start, stop, index.lengths)
+            batches = batches_of(start, stop, index.lengths, self.batch_tokens)
             pieces = [self._answer_batch(inputs, index.rows[low:high], states) for low, high in batches]
             return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
 
