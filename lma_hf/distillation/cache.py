@@ -33,9 +33,10 @@ def fill(store, answer):
         store.allocate()
         _check_space(store, len(missing))
         return _fill_missing(store, missing, answer)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = getattr(error, "strerror", None) or error
         raise TeacherCacheError(
-            f"teacher_cache {store.folder} cannot be used: {error.strerror or error}; it takes "
+            f"teacher_cache {store.folder} cannot be used: {reason}; it takes "
             f"{store.size / 1e6:.1f} MB, choose another folder or make room"
         ) from error
 

@@ -2,13 +2,15 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import weakref
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import lma_hf.cli.distill as distill_command
 from lma_hf.cli.__main__ import main
@@ -92,6 +94,36 @@ def test_seeds_and_activations_share_a_cache_and_what_changes_answers_does_not(t
     # hidden states: another cache for the training rows; the validation rows' logits are there
     distill("states", *flags, "--hidden_loss_weight", "1")
     assert len(keys(tmp_path / "cache") - known) == 1
+
+
+def test_another_teacher_tokenizer_or_text_makes_another_cache(tmp_path, distill, teacher_dir, data_dir):
+    flags = ["--teacher_cache", str(tmp_path / "cache"), "--max_steps", "1", "--eval_steps", "1"]
+    distill("first", *flags)
+    known = keys(tmp_path / "cache")
+    for name in ("weights", "config", "tokenizer", "text"):
+        source = shutil.copytree(data_dir if name == "text" else teacher_dir, tmp_path / f"other-{name}")
+        if name == "weights":
+            weights = load_file(source / "model.safetensors")
+            weights["classifier.bias"] += 1e-6
+            save_file(weights, source / "model.safetensors", {"format": "pt"})
+        elif name == "config":
+            replace_in(source / "config.json", '"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-6')
+        elif name == "tokenizer":
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer.add_tokens(["zyx"])
+            tokenizer.save_pretrained(source)
+        else:
+            replace_in(source / "train.jsonl", "a film", "the film")
+        distill(name, *flags, "--dataset" if name == "text" else "--teacher", str(source))
+        # the validation texts stay the same
+        assert len(keys(tmp_path / "cache") - known) == (1 if name == "text" else 2), name
+        known = keys(tmp_path / "cache")
+
+
+def replace_in(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 def test_damaged_cache_is_repaired_and_says_so(tmp_path, distill, caplog):
