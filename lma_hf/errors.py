@@ -64,6 +64,12 @@ class TrainingInterrupted(TrainingError):
     exit_code = 128 + 15
 
 
+class TeacherCacheError(LmaHfError, RuntimeError):
+    """The folder of a teacher's answers cannot be read or written, or the answers are no numbers to keep."""
+
+    exit_code = 1
+
+
 class PushRefusedError(LmaHfError, ValueError):
     """A folder that must not go to the hub: incomplete, with NaN weights, or one that does not reload."""
 

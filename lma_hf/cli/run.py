@@ -1,32 +1,25 @@
-"""What the commands share: Accelerate, evaluation, and a training run with its records on disk."""
+"""A training run with its records on disk."""
 
 import dataclasses
-import datetime
 import logging
-import os
 from functools import partial
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
-    DistributedDataParallelKwargs,
     DistributedType,
-    InitProcessGroupKwargs,
-    LoggerType,
     set_seed,
 )
 from datasets import DatasetDict
 
+from lma_hf.cli.accelerator import check_trackers, make_accelerator
+from lma_hf.cli.evaluator import Evaluator
 from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
-from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
+from lma_hf.data.collate import make_dataloader, tokenize_splits
 from lma_hf.data.labels import align_labels
-from lma_hf.data.metrics import compute_metrics
-from lma_hf.errors import ConfigError, DataError, MissingDependencyError, TrainingError
+from lma_hf.distillation.fingerprint import weights_fingerprint
+from lma_hf.errors import ConfigError, DataError, TrainingError
 from lma_hf.modeling.modeling_lma import activation_parameters, one_statistics_update
 from lma_hf.surgery.delta import save_delta
 from lma_hf.surgery.trainable import count_trained, train_only_
@@ -42,85 +35,11 @@ from lma_hf.training.checkpoint import (
     write_json,
     write_whole,
 )
-from lma_hf.training.prediction import predict
-from lma_hf.training.resume import check_same_config, read_results, rows_digest, run_identity, weights_digest
+from lma_hf.training.resume import check_same_config, read_results, rows_digest, run_identity
 from lma_hf.training.run_checkpoints import RunCheckpoints, disk_errors_are_ours
 from lma_hf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-
-def make_accelerator(config, **kwargs):
-    """An Accelerator for a config with mixed_precision. Raises: ConfigError if this machine cannot do it."""
-    # LMA's statistics are those of the global batch on every process, so DDP has no buffers to broadcast
-    warn_of_single_process()
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    # accelerate joins several CPU processes only when told that it is the CPU
-    cpu = not torch.accelerator.is_available()
-    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    handlers = [ddp]
-    if (timeout_s := getattr(config, "ddp_timeout", None)) is not None:
-        handlers.append(InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s)))
-    # otherwise the precision of an earlier run in this process would stay; there is no public way
-    AcceleratorState._reset_state()
-    try:
-        return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers, **kwargs)
-    except ValueError as error:
-        raise ConfigError(f"mixed_precision {precision!r}: {error}") from error
-
-
-def check_trackers(names):
-    """Raises: ConfigError or MissingDependencyError if a tracker is unknown or not installed."""
-    known = sorted({"all", *(str(tracker.value) for tracker in LoggerType)})
-    available = {str(tracker) for tracker in get_available_trackers()}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"report_to names {name!r}, allowed are {', '.join(known)}")
-        if name != "all" and name not in available:
-            raise MissingDependencyError(
-                f"report_to names {name!r}, which is not installed; run pip install {name} (tensorboard: "
-                "pip install 'lma_hf[trackers]')"
-            )
-
-
-def warn_of_single_process():
-    """Say so when `accelerate launch --cpu --num_processes N` has started one process (it needs MPI for more)."""
-    launched_for_several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ
-    if launched_for_several and "RANK" not in os.environ:
-        logger.warning(
-            "accelerate launch --cpu has started one process, as it does without an MPI host file; for N processes "
-            "use: torchrun --nproc_per_node N -m lma_hf.cli ..."
-        )
-
-
-class Evaluator:
-    """Scores models on every validation split of a task, in the dataset's label order.
-
-    Args: tokenized: splits from `tokenize_splits`. mapping: dataset label -> model label, None for regression.
-    """
-
-    def __init__(self, tokenized, task, tokenizer, mapping, config, accelerator):
-        self.task, self.mapping, self.accelerator = task, mapping, accelerator
-        self.loaders = {}
-        for split in task.validation_splits:
-            if split in tokenized:
-                rows = sort_by_length(tokenized[split])
-                loader = make_dataloader(rows, tokenizer, config.per_device_eval_batch_size, shuffle=False, seed=0)
-                self.loaders[split] = accelerator.prepare(loader)
-
-    def __call__(self, model):
-        """Split -> metric -> value in [-1, 1]."""
-        results = {}
-        for split, loader in self.loaders.items():
-            logits, labels = predict(model, loader, self.accelerator)
-            if self.mapping is not None:
-                logits = logits[:, self.mapping]
-            results[split] = compute_metrics(self.task, logits, labels)
-        return results
-
-    def score(self, results):
-        """The number that selects checkpoints: the task's best metric on its first validation split."""
-        return results[self.task.validation_splits[0]][self.task.best_metric]
 
 
 class TrainingRun:
@@ -157,7 +76,8 @@ class TrainingRun:
         """(tokenizer, model on this process's device)."""
         tokenizer, model = load_tokenizer_and_model(name_or_path, what, **kwargs)
         check_max_length(self.config, model)
-        self.contents[f"{what} weights"] = weights_digest(model)
+        # without its head, which may be a fresh one
+        self.contents[f"{what} weights"] = weights_fingerprint(model.base_model)
         return tokenizer, model.to(self.accelerator.device)
 
     def tokenize(self, splits, task, tokenizer, mapping):
@@ -176,7 +96,7 @@ class TrainingRun:
         config = self.config
         return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def train_loader(self, tokenized, tokenizer, batch_size):
+    def train_loader(self, tokenized, tokenizer, batch_size, tokens_per_batch=None):
         """Length-grouped batches, the same global batches on any number of processes."""
         return make_dataloader(
             tokenized,
@@ -185,6 +105,7 @@ class TrainingRun:
             shuffle=True,
             seed=self.config.seed,
             total_batch_size=self.total_batch_size,
+            tokens_per_batch=tokens_per_batch,
         )
 
     def freeze_(self, model):
@@ -226,7 +147,12 @@ class TrainingRun:
         trainer = Trainer(
             model,
             objective,
-            self.train_loader(tokenized[task.train_split], tokenizer, self.config.per_device_train_batch_size),
+            self.train_loader(
+                tokenized[task.train_split],
+                tokenizer,
+                self.config.per_device_train_batch_size,
+                self.config.tokens_per_batch,
+            ),
             evaluate=evaluate,
             save_best=save_best,
             log=self._log,

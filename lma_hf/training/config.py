@@ -52,6 +52,9 @@ class TrainConfig(DataConfig):
     max_steps: int | None = option(None, "stop after so many optimizer steps")
     per_device_train_batch_size: int = option(32, "rows of a training batch, on each device")
     gradient_accumulation_steps: int = option(1, "batches that make one optimizer step")
+    tokens_per_batch: int | None = option(
+        None, "padded tokens of a training batch, on each device, in place of a fixed number of rows"
+    )
     learning_rate: float = option(5e-5, "peak learning rate of the weights")
     activation_learning_rate: float = option(1e-3, "peak learning rate of activation parameters (no weight decay)")
     weight_decay: float = option(0.01, "AdamW weight decay; not on biases, norms and activations")
@@ -80,6 +83,7 @@ class TrainConfig(DataConfig):
         check_positive(
             self,
             *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            "tokens_per_batch",
             *("eval_steps", "early_stopping_patience", "logging_steps"),
             *("save_steps", "save_minutes", "save_total_limit", "ddp_timeout"),
         )
@@ -115,6 +119,7 @@ class DistillConfig(LossConfig, TrainConfig):
     continuous: bool = option(False, "LMA: neighbouring pieces meet")
     per_channel: bool = option(True, "LMA: own pieces for every unit")
     calibration_batches: int = option(8, "training batches that place the segments and rank the FFN units")
+    teacher_cache: str | None = option(None, "folder that keeps the teacher's answers for later runs; unset: none")
     allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
     learning_rate: float = option(3e-4, "peak learning rate of the weights")
 
@@ -122,6 +127,11 @@ class DistillConfig(LossConfig, TrainConfig):
         super().__post_init__()
         check_positive(self, "calibration_batches")
         self.check_losses()
+        if self.teacher_cache and (live := {"attention", "relation"} & set(self.weighted_parts)):
+            raise ConfigError(
+                f"teacher_cache keeps logits and hidden states, but {min(live)}_loss_weight looks into the teacher; "
+                "drop one of them"
+            )
         if self.train != "all" and (self.hidden_size is not None or self.num_attention_heads is not None):
             raise ConfigError(
                 f"train is {self.train!r}, but a student with its own hidden_size or num_attention_heads starts from "

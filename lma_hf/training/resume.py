@@ -89,15 +89,6 @@ def rows_digest(dataset):
     return digest.hexdigest()
 
 
-def weights_digest(model):
-    """SHA-256 of a model's weights without its head, which may be a fresh one."""
-    digest = hashlib.sha256()
-    for name, value in model.base_model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _default(field):
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()

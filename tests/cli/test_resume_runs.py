@@ -200,15 +200,9 @@ def test_resume_where_nothing_is_starts(tmp_path, flags, uninterrupted, capsys):
 
 
 MORE = {
-    "schedule": [
-        "--gradient_accumulation_steps",
-        "2",
-        "--schedules",
-        "temperature=linear:4:1",
-        "--feature_stage",
-        "0.4",
-    ],
+    "stages": ["--schedules", "temperature=linear:4:1", "--feature_stage", "0.4"],
     "theseus": ["--replacement_rate", "0.5", "--layer_map", "1", "3", "--hidden_loss_weight", "0"],
+    "budget": ["--tokens_per_batch", "256", "--gradient_accumulation_steps", "2"],
     "activations": ["--train", "activations+bias", "--activation_warmup_steps", "3"],
 }
 
