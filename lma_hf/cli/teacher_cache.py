@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import DataCollatorWithPadding
 
-from lma_hf.data.collate import PAD_TO_MULTIPLE_OF
+from lma_hf.data.collate import pad_multiple
 from lma_hf.distillation.cache import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, answer_batch, batches_of, fill
 from lma_hf.distillation.fingerprint import (
     RowIndex,
@@ -33,7 +33,7 @@ class TeacherCache:
         self.folder = Path(run.config.teacher_cache).expanduser()
         self.teacher, self.device = Teacher(teacher, run.accelerator.autocast), run.accelerator.device
         self.batch_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
-        self.collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO_MULTIPLE_OF)
+        self.collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_multiple())
         self.num_labels, self.hidden_size = teacher.config.num_labels, getattr(teacher.config, "hidden_size", None)
         self.origin = {
             "format": FORMAT,

@@ -17,8 +17,14 @@ from lma_hf.errors import DataError
 MIN_MAX_LENGTH = 8
 # transformers marks "no limit known" by a huge model_max_length (1e30).
 NO_LIMIT = 1_000_000
-# Row lengths are rounded up to it, for tensor cores.
+# What tensor cores want of row lengths.
 PAD_TO_MULTIPLE_OF = 8
+
+
+def pad_multiple() -> int | None:
+    """What row lengths are rounded up to: 8 on a GPU. A CPU gains nothing by it, and SST-2 would have a quarter more
+    tokens (17.3 a row in place of 14.0)."""
+    return PAD_TO_MULTIPLE_OF if torch.accelerator.is_available() else None
 
 
 def tokenize_splits(
@@ -69,10 +75,9 @@ def make_dataloader(
     shuffle: bool,
     seed: int,
     total_batch_size: int | None = None,
-    pad_to_multiple_of: int | None = PAD_TO_MULTIPLE_OF,
     tokens_per_batch: int | None = None,
 ) -> DataLoader:
-    """Batches of a tokenized split, each padded to its own longest row.
+    """Batches of a tokenized split, each padded to its own longest row (and to `pad_multiple`).
 
     Args:
         batch_size: rows per process.
@@ -80,17 +85,16 @@ def make_dataloader(
             `seed` fixes; every pass over the loader continues with another order.
         total_batch_size: rows over all processes and accumulation steps, `batch_size` by default and a multiple of
             it; any number of processes sees the same global batches, see `StepBatches`.
-        pad_to_multiple_of: row lengths are rounded up to it.
         tokens_per_batch: shuffled batches have at most so many padded tokens instead of `batch_size` rows, see
             `TokenBudgetSampler`.
     """
-    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_multiple())
     if not shuffle:
         return DataLoader(dataset, batch_size=batch_size, collate_fn=collator)
     total = total_batch_size or batch_size
     lengths, generator = _lengths(dataset), torch.Generator().manual_seed(seed)
     if tokens_per_batch:
-        steps = TokenBudgetSampler(lengths, tokens_per_batch, total // batch_size, generator, pad_to_multiple_of)
+        steps = TokenBudgetSampler(lengths, tokens_per_batch, total // batch_size, generator, pad_multiple())
     else:
         steps = BatchSampler(LengthGroupedSampler(total, lengths=lengths, generator=generator), total, drop_last=False)
     batches = StepBatches(steps, total // batch_size)

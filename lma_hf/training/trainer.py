@@ -14,6 +14,7 @@ from lma_hf.training.batches import BatchStream
 from lma_hf.training.loss_window import LossWindow
 from lma_hf.training.nan_guard import NanGuard
 from lma_hf.training.optimizer import build_optimizer, build_scheduler
+from lma_hf.training.row_gradients import RowGradients
 from lma_hf.training.shares import shares_of_step
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Trainer:
         self.step, self.best_score, self.best_step, self.without_gain = 0, -math.inf, 0, 0
         self.seconds, self.examples = 0.0, 0
         self.guard = NanGuard(model, self.optimizer, accelerator) if config.on_nan == "skip" else None
+        alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+        self.row_gradients = RowGradients(model, enabled=alone)
         self.window = LossWindow(skip_nan=self.guard is not None)
 
     def train(self):
@@ -103,7 +106,8 @@ class Trainer:
 
         Returns: TrainResult. Raises: TrainingError if the loss is not finite.
         """
-        with tqdm(total=self.num_steps, initial=self.step, desc="training", unit="step") as self.bar:
+        progress = tqdm(total=self.num_steps, initial=self.step, desc="training", unit="step")
+        with progress as self.bar, self.row_gradients:
             # checkpoints are taken before the evaluation of their step
             if self.step and self._evaluation_is_due():
                 self._evaluate()
@@ -187,8 +191,10 @@ class Trainer:
             yield
 
     def _apply_gradients(self):
+        self.row_gradients.fill()
         self._clip_gradients()
         self.optimizer.step()
+        self.row_gradients.clear()
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
         self.optimizer.zero_grad()
