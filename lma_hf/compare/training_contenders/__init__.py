@@ -5,8 +5,8 @@ from importlib import metadata
 
 from lma_hf.errors import MissingDependencyError
 
-# name -> what it needs besides lma_hf
-CONTENDERS = {"plain": "", "grouped": "", "textbrewer": "textbrewer tensorboard", "torchdistill": "torchdistill"}
+CONTENDERS = ("plain", "grouped", "textbrewer", "torchdistill")
+PACKAGES = ("textbrewer", "torchdistill")  # contenders that are a package of that name
 
 
 def load_contender(name):
@@ -16,15 +16,15 @@ def load_contender(name):
     """
     try:
         return importlib.import_module(f"{__name__}.{name}").train
-    # a torchvision (of torchdistill's) that was built for another torch is a RuntimeError
+    # torchdistill's torchvision raises a RuntimeError if it was built for another torch
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise MissingDependencyError(
-            f"contender {name} cannot be imported: {reason}; run pip install {CONTENDERS[name]} (see "
-            "docs/training_speed.md), or leave it out of --contenders"
+            f"contender {name} cannot be imported: {reason}; run pip install {name} (see docs/training_speed.md), or "
+            "leave it out of --contenders"
         ) from error
 
 
 def contender_versions(names):
     """Package -> version, of the contenders that are a package."""
-    return {name: metadata.version(name) for name in names if CONTENDERS.get(name)}
+    return {name: metadata.version(name) for name in names if name in PACKAGES}

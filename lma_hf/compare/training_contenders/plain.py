@@ -46,15 +46,16 @@ def train(job, train_sampling_strategy="random"):
             teacher=job.teacher,
             config=job.config,
             model=job.student,
-            args=training_arguments(job.config, folder, train_sampling_strategy),
+            args=training_arguments(job, folder, train_sampling_strategy),
             train_dataset=job.rows,
             data_collator=DataCollatorWithPadding(job.tokenizer),
             callbacks=[ClockCallback(job.clock)],
         ).train()
 
 
-def training_arguments(config, output_dir, train_sampling_strategy):
-    """A `DistillConfig` in transformers' words; AdamW is transformers' default, fused as ours."""
+def training_arguments(job, output_dir, train_sampling_strategy):
+    """A job's `DistillConfig` in transformers' words; AdamW is transformers' default, fused as ours."""
+    config = job.config
     return TrainingArguments(
         output_dir,
         num_train_epochs=config.num_train_epochs,
@@ -65,7 +66,7 @@ def training_arguments(config, output_dir, train_sampling_strategy):
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
         max_grad_norm=config.max_grad_norm,
-        bf16=config.mixed_precision == "bf16",
+        bf16=job.accelerator.mixed_precision == "bf16",
         seed=config.seed,
         save_strategy="no",
         report_to="none",
