@@ -1,7 +1,7 @@
 """How fast a student is distilled: ours against others, with the same student, teacher, rows, epochs and precision.
 
 Every run is a process of its own; the contenders take turns, and the table holds medians. docs/training_speed.md says
-what is compared. To add a contender write `lma_hf/compare/training_contenders/<name>.py`.
+what is compared. To add a contender write `lma_hf/compare/training_contenders/<name>.py` and name it in the `__init__.py` there.
 """
 
 import csv
@@ -56,8 +56,11 @@ class BenchConfig(DistillConfig):
         defaults = DistillConfig(task_name="sst2", output_dir="", teacher="")
         uncommon = [field.name for field in fields(DistillConfig) if field.name not in COMMON]
         changed = [name for name in uncommon if getattr(self, name) != getattr(defaults, name)]
-        for name in changed + ["mixed_precision"] * (self.mixed_precision == "fp16"):
-            raise ConfigError(f"{name} is {getattr(self, name)!r}, but not every contender can do that; leave it out")
+        if self.mixed_precision == "fp16":
+            changed.append("mixed_precision")
+        if changed:
+            value = getattr(self, changed[0])
+            raise ConfigError(f"{changed[0]} is {value!r}, but not every contender can do that; leave it out")
         if resolve_task(self).is_regression:
             raise ConfigError(f"task_name is {self.task_name!r}, a regression; name a task with classes")
 
@@ -93,6 +96,10 @@ def run_rounds(config, argv):
 
 def bench_training(config, argv):
     """Run the benchmark; output_dir gets runs.csv, table.md, environment.json and run_config.yaml."""
+    if config.teacher_cache:
+        raise ConfigError(
+            f"teacher_cache is {config.teacher_cache!r}, but every round has its own folder; leave it out"
+        )
     for name in config.contenders:
         if name in CONTENDERS:  # what is missing shows before hours of the others
             load_contender(name)

@@ -6,13 +6,16 @@ import importlib.util
 import json
 import math
 import sys
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import lma_hf.cli.distill as distill_command
 from lma_hf.cli.bench_contenders import make_job, run_other, run_ours
 from lma_hf.cli.bench_training import BenchConfig, main
+from lma_hf.cli.parser import parse_config
 from lma_hf.compare.training_contenders import CONTENDERS, PACKAGES, load_contender
 from lma_hf.errors import ConfigError
 
@@ -119,6 +122,18 @@ def test_ours_has_the_same_scores_after_every_epoch(make_config, tmp_path):
         assert ours["examples_per_second"] == pytest.approx(ROWS * EPOCHS / ours["train_seconds"])
 
 
+def test_time_for_the_cache_is_time_of_training(make_config, tmp_path, monkeypatch):
+    cached_answers = distill_command.cached_answers
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        return cached_answers(*arguments)
+
+    monkeypatch.setattr(distill_command, "cached_answers", slow)
+    figures = run_ours(make_config(num_train_epochs=1), str(tmp_path / "cache"))
+    assert figures["train_seconds"] == figures["epoch_seconds"][0] > 0.5
+
+
 @pytest.mark.parametrize("name", CONTENDER_PARAMS)
 def test_bf16_is_the_precision_of_teacher_and_student(make_config, name):
     job = make_job(make_config(mixed_precision="bf16", num_train_epochs=1))
@@ -162,8 +177,9 @@ def test_contenders_take_turns(make_config, capsys, tmp_path, name):
     versions = json.loads((tmp_path / "bench" / "environment.json").read_text())["contenders"]
     assert set(versions) == {name} & set(PACKAGES)
     assert main(flags) == 2  # holds another run
-    again = [str(tmp_path / "bench" / "run_config.yaml"), "--output_dir", str(tmp_path / "again")]
-    assert main([*again, "--rounds", "1", "--contenders", name]) == 0
+    record = [str(tmp_path / "bench" / "run_config.yaml")]
+    told, kept = (parse_config(BenchConfig, argv, prog="", description="") for argv in (flags, record))
+    assert told == kept
 
 
 MISUSE = {
@@ -172,6 +188,7 @@ MISUSE = {
     "--freeze_embeddings true": "freeze_embeddings is True, but not every contender can do that",
     "--tokens_per_batch 512": "tokens_per_batch is 512, but not every contender",
     "--mixed_precision fp16": "mixed_precision is 'fp16', but not every contender",
+    "--teacher_cache some": "teacher_cache is 'some', but every round has its own folder",
     "--rounds 0": "rounds is 0, allowed are numbers above 0",
     "--is_regression true": "is_regression is True, but not every contender",
 }
