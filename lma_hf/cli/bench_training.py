@@ -1,7 +1,8 @@
 """How fast a student is distilled: ours against others, with the same student, teacher, rows, epochs and precision.
 
 Every run is a process of its own; the contenders take turns, and the table holds medians. docs/training_speed.md says
-what is compared. To add a contender write `lma_hf/compare/training_contenders/<name>.py` and name it in the `__init__.py` there.
+what is compared. To add a contender write `lma_hf/compare/training_contenders/<name>.py` and name it in the
+`__init__.py` there.
 """
 
 import csv
