@@ -9,4 +9,4 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]
     from lma_hf.cli.bench_training import main
 
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -1,83 +1,82 @@
 """How fast a student is distilled: ours against others, with the same student, teacher, rows, epochs and precision.
 
-Every run is a process of its own; the contenders take turns, and the table holds medians. To add a contender write a
-function (config, cache folder) -> {"train_seconds", "score"} and name it in CONTENDERS.
+Every run is a process of its own; the contenders take turns, and the table holds medians. docs/training_speed.md says
+what is compared. To add a contender write `lma_hf/compare/training_contenders/<name>.py` and name it in the
+`__init__.py` there.
 """
 
 import csv
 import dataclasses
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import lma_hf.cli.distill as distill_command
-from lma_hf.cli.accelerator import make_accelerator
-from lma_hf.cli.evaluator import Evaluator
-from lma_hf.cli.loading import labels_of_model, load_data, load_tokenizer_and_model
-from lma_hf.cli.parser import parse_config
-from lma_hf.compare.plain_trainer import train_plainly
-from lma_hf.data.collate import tokenize_splits
-from lma_hf.data.labels import align_labels
-from lma_hf.student.build import build_student
-from lma_hf.training.config import DistillConfig, option
+from lma_hf.cli.__main__ import quiet_down
+from lma_hf.cli.bench_contenders import run_other, run_ours
+from lma_hf.cli.loading import resolve_task
+from lma_hf.cli.parser import parse_config, to_yaml
+from lma_hf.compare.profiling import environment
+from lma_hf.compare.training_contenders import CONTENDERS, contender_versions, load_contender
+from lma_hf.compare.training_table import training_table
+from lma_hf.errors import ConfigError, LmaHfError, TrainingError
+from lma_hf.training.checkpoint import RUN_CONFIG, check_output_dir, claim_output_dir, write_json
+from lma_hf.training.config import DataConfig, DistillConfig, check_names, check_positive, option
+
+# name -> the options that it has beside those of all; "first" finds the cache empty and "warm" finds it filled
+OURS = {
+    "live": (),
+    "first": ("teacher_cache",),
+    "warm": ("teacher_cache",),
+    "warm-tokens": ("teacher_cache", "tokens_per_batch"),
+    "warm-frozen": ("teacher_cache", "tokens_per_batch", "freeze_embeddings"),
+}
+# what every contender can be told; the rest of `DistillConfig` stays at its default
+COMMON = {field.name for field in fields(DataConfig)} - {"is_regression"}
+COMMON |= {"output_dir", "overwrite_output_dir", "teacher", "num_layers", "layer_map", "activation", "mixed_precision"}
+COMMON |= {"num_train_epochs", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_ratio"}
+COMMON |= {"weight_decay", "max_grad_norm", "temperature", "task_loss_weight", "distill_loss_weight"}
+COMMON |= {"logging_steps", "allow_weak_teacher", "teacher_cache", "tokens_per_batch"}
 
 
 @dataclass(kw_only=True)
 class BenchConfig(DistillConfig):
     """Times distillation; what a run is told, and how often it is run."""
 
-    activation: str = option("gelu", "FFN activation of the student; gelu and relu are what every contender can do")
-    contenders: list[str] = option(["plain", "live", "first", "warm"], "in this order, in every round")
-    rounds: int = option(3, "runs of every contender, taking turns")
+    activation: str = option("gelu", "FFN activation of the student: gelu or relu, which every contender can do")
+    contenders: list[str] = option(
+        ["plain", "live", "first", "warm"],
+        f"in this order, in every round: {' '.join([*CONTENDERS, *OURS])}; the first sets the score to reach",
+    )
+    tokens_per_batch: int | None = option(576, "padded tokens of a batch, for warm-tokens and warm-frozen")
+    rounds: int = option(3, "runs of every contender, taking turns; each round has the next seed")
     only: str | None = option(None, "for the benchmark itself: run this contender and print its figures")
 
-
-def plain(config, cache):
-    """transformers.Trainer with the teacher in compute_loss."""
-    splits, task = load_data(config, with_train=True)
-    tokenizer, teacher = load_tokenizer_and_model(config.teacher, "teacher")
-    mapping = labels_of_model(teacher, task, config.dataset, config.teacher)
-    student = build_student(teacher, config.num_layers, config.resolved_layer_map, config.activation)
-    tokenized = tokenize_splits(splits, task, tokenizer, config.max_length)
-    train = align_labels(splits[task.train_split].select_columns(["label"]), mapping)["label"][:]
-    rows = tokenized[task.train_split].remove_columns("labels").add_column("labels", train)
-    seconds = train_plainly(teacher, student, tokenizer, rows, config)
-    evaluator = Evaluator(tokenized, task, tokenizer, mapping, config, make_accelerator(config))
-    return {"train_seconds": seconds, "score": evaluator.score(evaluator(student))}
-
-
-def ours(config, cache):
-    """`lma-hf distill`; computing or reading the teacher's answers counts as training."""
-    seconds, cached_answers = [0.0], distill_command.cached_answers
-
-    def timed(*arguments):
-        start = time.perf_counter()
-        result = cached_answers(*arguments)
-        seconds.append(time.perf_counter() - start)
-        return result
-
-    distill_command.cached_answers = timed
-    with tempfile.TemporaryDirectory() as folder:
-        results = distill_command.distill(dataclasses.replace(config, output_dir=folder, teacher_cache=cache))
-    training = results["training"]
-    return {"train_seconds": sum(seconds) + training["train_seconds"], "score": training["best_score"]}
-
-
-# name -> (function, whether it has the cache folder; "first" finds it empty and "warm" finds it filled)
-CONTENDERS = {"plain": (plain, False), "live": (ours, False), "first": (ours, True), "warm": (ours, True)}
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "rounds")
+        check_names("contenders", self.contenders, (*CONTENDERS, *OURS))
+        check_names("activation", [self.activation], ("gelu", "relu"))
+        defaults = DistillConfig(task_name="sst2", output_dir="", teacher="")
+        uncommon = [field.name for field in fields(DistillConfig) if field.name not in COMMON]
+        changed = [name for name in uncommon if getattr(self, name) != getattr(defaults, name)]
+        if self.mixed_precision == "fp16":
+            changed.append("mixed_precision")
+        if changed:
+            value = getattr(self, changed[0])
+            raise ConfigError(f"{changed[0]} is {value!r}, but not every contender can do that; leave it out")
+        if resolve_task(self).is_regression:
+            raise ConfigError(f"task_name is {self.task_name!r}, a regression; name a task with classes")
 
 
 def run_one(config):
     """Run the contender `config.only` and print its figures as one line of JSON."""
-    start = time.perf_counter()
-    contender, with_cache = CONTENDERS[config.only]
-    figures = contender(config, config.teacher_cache if with_cache else None)
+    start, name = time.perf_counter(), config.only
+    figures = run_ours(config, OURS[name]) if name in OURS else run_other(name, config)
     figures["seconds"] = time.perf_counter() - start
     # of all threads; does not count what other processes on the machine took
     figures["cpu_seconds"] = time.process_time()
@@ -87,43 +86,62 @@ def run_one(config):
 
 
 def run_rounds(config, argv):
-    """One dict of figures a run."""
+    """One dict of figures a run. Raises: TrainingError if a run fails."""
     rows = []
     for number in range(config.rounds):
         with tempfile.TemporaryDirectory() as cache:
             for name in config.contenders:
-                command = [sys.executable, "-m", __name__, *argv, "--only", name, "--teacher_cache", cache]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                command = [sys.executable, "-m", __spec__.name, *argv, "--only", name, "--teacher_cache", cache]
+                command += ["--seed", str(config.seed + number)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+                if done.returncode:
+                    raise TrainingError(f"contender {name} failed in round {number}; what it said stands above")
                 rows.append({"round": number, "contender": name, **json.loads(done.stdout.splitlines()[-1])})
     return rows
 
 
-def summarize(rows):
-    """Medians of every contender as a Markdown table."""
-    lines = ["| contender | training s | whole job s | CPU s | peak memory MB | score |", "|---|---|---|---|---|---|"]
-    for name in dict.fromkeys(row["contender"] for row in rows):
-        keys = ("train_seconds", "seconds", "cpu_seconds", "peak_memory_mb", "score")
-        medians = [statistics.median(row[key] for row in rows if row["contender"] == name) for key in keys]
-        times = " | ".join(f"{seconds:.1f}" for seconds in medians[:3])
-        lines.append(f"| {name} | {times} | {medians[3]:.0f} | {medians[4]:.4f} |")
-    return "\n".join(lines)
-
-
-def main(argv):
-    """Run the benchmark; output_dir gets runs.csv."""
-    config = parse_config(BenchConfig, argv, prog="bench_training.py", description=__doc__)
-    if config.only:
-        run_one(config)
-        return
+def bench_training(config, argv):
+    """Run the benchmark; output_dir gets runs.csv, table.md, environment.json and run_config.yaml."""
+    if config.teacher_cache:
+        raise ConfigError(
+            f"teacher_cache is {config.teacher_cache!r}, but every round has its own folder; leave it out"
+        )
+    for name in config.contenders:
+        if name in CONTENDERS:  # what is missing shows before hours of the others
+            load_contender(name)
+    folder = Path(config.output_dir).expanduser()
+    check_output_dir(folder, config.overwrite_output_dir, [config.dataset, config.teacher])
     rows = run_rounds(config, argv)
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_output_dir(folder)
+    write_records(rows, config, folder)
+    print((folder / "table.md").read_text(encoding="utf-8"), end="")
+
+
+def write_records(rows, config, folder):
+    """What the benchmark leaves behind. Args: rows: figures of every run."""
     with open(folder / "runs.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    print(summarize(rows))
+    (folder / "table.md").write_text(training_table(rows) + "\n", encoding="utf-8")
+    versions = contender_versions(config.contenders)
+    write_json({**environment(), "contenders": versions}, folder / "environment.json")
+    path = folder / RUN_CONFIG
+    command = f"python scripts/bench_training.py {path} --output_dir ANOTHER_FOLDER"
+    to_yaml(dataclasses.replace(config, overwrite_output_dir=False), path, command)
+
+
+def main(argv):
+    """Run the benchmark, or one contender. Returns: exit code; 2 on misuse, 1 when a run failed."""
+    quiet_down()
+    try:
+        config = parse_config(BenchConfig, argv, prog="bench_training.py", description=__doc__)
+        run_one(config) if config.only else bench_training(config, argv)
+    except LmaHfError as error:
+        print(f"bench_training.py: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
