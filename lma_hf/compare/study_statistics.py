@@ -5,79 +5,58 @@ Scores and differences are in points (100 times the score). docs/statistics.md s
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any
 
 import numpy as np
 
 from lma_hf.compare.cells import CellResult
 from lma_hf.compare.paired import PairedResult, analyse_pairs, holm, seeds_needed, sign_flip_p
+from lma_hf.compare.study_plan import StudyPlan, Variant, plan_of, variant_of
 from lma_hf.errors import ConfigError, DataError
 from lma_hf.training.checkpoint import RESULTS
 
 AVERAGE = "average"
 
 
-class Variant(NamedTuple):
-    """What is compared: all settings of a cell but task and seed."""
-
-    student: str
-    activation: str
-    axes: tuple[tuple[str, Any], ...] = ()
-
-    def __str__(self):
-        return " ".join([self.student, self.name])
-
-    @property
-    def name(self) -> str:
-        """What tables of one student call it."""
-        return ", ".join([self.activation, *(f"{axis}={value}" for axis, value in self.axes)])
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """Every setting as text, by its name."""
-        axes = {axis: str(value) for axis, value in self.axes}
-        return {"student": self.student, "activation": self.activation, **axes}
-
-
-def variant_of(cell: CellResult) -> Variant:
-    """The variant that a cell is a run of."""
-    return Variant(cell.student, cell.activation, tuple(cell.axes))
-
-
 class Study:
-    """The finished cells of a study, found by variant, task and seed.
+    """The finished cells of a study, found by variant, task and seed, all in the order of its plan.
 
-    Args: results: of `read_results`. Raises: DataError if two are the same cell.
+    Args: results: of `read_results`, one or more. plan: unset: the grid of what the results have.
+    Raises: DataError if two results are of the same cell.
     """
 
-    def __init__(self, results: Iterable[CellResult]):
-        self.cells: dict[Variant, dict[str, dict[int, CellResult]]] = {}
+    def __init__(self, results: Sequence[CellResult], plan: StudyPlan | None = None):
+        self.plan = plan or plan_of(results)
+        found: dict[Variant, dict[str, dict[int, CellResult]]] = {}
         for cell in results:
-            seeds = self.cells.setdefault(variant_of(cell), {}).setdefault(cell.task, {})
+            seeds = found.setdefault(variant_of(cell), {}).setdefault(cell.task, {})
             if cell.seed in seeds:
                 raise DataError(f"{cell.folder} and {seeds[cell.seed].folder} are the same cell; remove one of them")
             seeds[cell.seed] = cell
-        self.tasks = list(dict.fromkeys(task for tasks in self.cells.values() for task in tasks))
-        self.students = list(dict.fromkeys(variant.student for variant in self.cells))
-        self.seeds = sorted({cell.seed for cell in self})
+        self.cells = {variant: found[variant] for variant in _in_order(found, self.plan.variants)}
+        self.tasks = _in_order((cell.task for cell in results), self.plan.tasks)
+        self.students = _in_order((cell.student for cell in results), self.plan.students)
+        self.seeds = _in_order((cell.seed for cell in results), self.plan.seeds)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[CellResult]:
         return (cell for tasks in self.cells.values() for seeds in tasks.values() for cell in seeds.values())
 
     def variants_of(self, student: str) -> list[Variant]:
-        """The variants of a student, in the study's order."""
+        """The variants of a student."""
         return [variant for variant in self.cells if variant.student == student]
 
     def missing(self) -> list[tuple[Variant, str, int]]:
-        """What the grid of all variants, tasks and seeds lacks."""
-        grid = ((variant, task, seed) for variant in self.cells for task in self.tasks for seed in self.seeds)
+        """What the plan has and the study lacks."""
+        grid = product(self.plan.variants, self.plan.tasks, self.plan.seeds)
         return [(variant, task, seed) for variant, task, seed in grid if seed not in self.runs(variant, task)]
 
     def runs(self, variant: Variant, task: str) -> dict[int, CellResult]:
-        """Seed -> cell, by rising seed."""
-        return dict(sorted(self.cells[variant].get(task, {}).items()))
+        """Seed -> cell."""
+        by_seed = self.cells.get(variant, {}).get(task, {})
+        return {seed: by_seed[seed] for seed in self.seeds if seed in by_seed}
 
     def points(self, variant: Variant, task: str) -> dict[int, float]:
         """Seed -> score, in points."""
@@ -88,6 +67,12 @@ class Study:
         each = [self.points(variant, task) for task in tasks]
         seeds = [seed for seed in each[0] if all(seed in points for points in each)]
         return {seed: statistics.fmean(points[seed] for points in each) for seed in seeds}
+
+
+def _in_order(found: Iterable[Any], planned: Sequence[Any]) -> list[Any]:
+    """What was found, each once: what was planned first, in that order."""
+    found = list(dict.fromkeys(found))
+    return [each for each in planned if each in found] + [each for each in found if each not in planned]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,13 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from helpers import padded_batch, tiny_model
 from study_cells import made_up_cell, made_up_study
 
+import lma_hf
 from lma_hf.cli.__main__ import main
 from lma_hf.compare.cells import read_results
+from lma_hf.compare.report.learned_pictures import learned_pictures
 from lma_hf.compare.report.score_pictures import pareto_front
 from lma_hf.compare.report.words import verdict
 from lma_hf.compare.report.write import write_report
@@ -118,6 +121,20 @@ def test_same_report_again_in_place_of_the_first(study_dir):
     assert main(["report", "--study_dir", str(study_dir)]) == 0
     assert contents() == before
     assert sorted(path.name for path in study_dir.iterdir()) == ["cells", "report"]
+
+
+def test_learned_activations_are_drawn_where_weights_are_left(tmp_path):
+    made_up_study(tmp_path, ["rte"], ["2layers"], GAINS, [1, 2])
+    model = tiny_model("bert", num_layers=2)
+    lma_hf.swap_activations_(model, lma_hf.LMAConfig(init="fit", per_channel=True))
+    lma_hf.calibrate_(model, [padded_batch(model, [9, 20, 30])])
+    cell = tmp_path / "cells" / "rte" / "2layers" / "lma <8>" / "seed-2"
+    model.save_pretrained(cell)
+    (cell / "run_config.yaml").write_text(f"task_name: rte\ndataset: {tmp_path / 'gone'}\nnum_layers: 2\n")
+    pictures = {each.name: each for each in learned_pictures(Study(read_results(tmp_path)))}
+    assert list(pictures) == ["activations-1", "movement"]
+    assert pictures["activations-1"].title == "Learned activations: 2layers lma <8>"
+    assert pictures["activations-1"].caption.startswith("RTE, seed 2. The data is not at hand")
 
 
 def test_without_matplotlib_the_tables_are_there(study_dir, monkeypatch, caplog):

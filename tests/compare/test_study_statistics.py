@@ -3,13 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_cells import made_up_cell, made_up_study
 
 from lma_hf.compare.cells import read_results
 from lma_hf.compare.paired import holm
-from lma_hf.compare.study_statistics import AVERAGE, Study, Variant, compare_to_baseline, summarise
+from lma_hf.compare.study_plan import StudyPlan, Variant, read_plan
+from lma_hf.compare.study_statistics import AVERAGE, Study, compare_to_baseline, summarise
 from lma_hf.errors import ConfigError, DataError
 
 TASKS, SEEDS = ("cola", "rte", "mrpc"), (1, 2, 3, 10)
@@ -135,6 +137,32 @@ def test_the_same_cell_twice_is_an_error(tmp_path):
     cells = [made_up_cell(folder=tmp_path / name) for name in ("a", "b")]
     with pytest.raises(DataError, match=r"b and .*a are the same cell"):
         Study(cells)
+
+
+def test_plan_gives_the_order_the_baseline_and_what_never_ran(tmp_path):
+    plan = {
+        "tasks": {"rte": None, "cola": {}},
+        "students": {"3layers": {}},
+        "seeds": [2, 1],
+        "axes": {"heat": {"1": {}}},
+    }
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump(plan | {"activations": {"lma": {}, "gelu": {}}}, sort_keys=False)
+    )
+    read = read_plan(tmp_path)
+    assert read == StudyPlan(["rte", "cola"], ["3layers"], ["lma", "gelu"], {"heat": ["1"]}, [2, 1], "lma")
+    cells = [made_up_cell(name, seed=seed, axes=(("heat", "1"),)) for name in ("cola", "rte") for seed in (1, 2)]
+    study = Study(cells, read)
+    assert (study.tasks, study.seeds) == (["rte", "cola"], [2, 1])
+    never = Variant("3layers", "lma", (("heat", "1"),))
+    assert study.missing() == [(never, task, seed) for task in ("rte", "cola") for seed in (2, 1)]
+
+
+@pytest.mark.parametrize("text", ["tasks: {rte: }", "[]", "a: [", "activations: {}"])
+def test_plan_that_cannot_be_read_is_one_line(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"study.yaml is no study's configuration \([^\n]*\); restore it$"):
+        read_plan(tmp_path)
 
 
 def test_summaries_are_those_of_pandas(tmp_path):

@@ -19,7 +19,8 @@ from lma_hf.compare.pre_activations import (
 )
 from lma_hf.compare.report.figures import Picture, panels, to_svg
 from lma_hf.compare.report.words import task_title
-from lma_hf.compare.study_statistics import Study, Variant
+from lma_hf.compare.study_plan import Variant
+from lma_hf.compare.study_statistics import Study
 from lma_hf.data.sources import is_local
 from lma_hf.hub.curves import INK, activation_figure, learned_activations
 from lma_hf.training.checkpoint import RUN_CONFIG
@@ -99,7 +100,7 @@ def movement_picture(movements: Mapping[str, Mapping[str, torch.Tensor]]) -> Pic
 def _draw_movement(axes: Any, layers: Sequence[torch.Tensor]) -> None:
     median, high = (torch.stack([moved.quantile(share, dim=0) for moved in layers]) for share in (0.5, 0.95))
     axes.grid(False)
-    axes.imshow(median, cmap="Blues", vmin=0, vmax=1.5 * median.max().item(), aspect="auto")
+    axes.imshow(median.numpy(), cmap="Blues", vmin=0, vmax=1.5 * median.max().item(), aspect="auto")
     for row, moved in enumerate(layers):
         for column in range(moved.shape[1]):
             text = f"{median[row, column]:.2f}" + (f"\n{high[row, column]:.2f}" if len(moved) > 1 else "")

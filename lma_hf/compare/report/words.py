@@ -7,6 +7,7 @@ from lma_hf.compare.study_statistics import AVERAGE, Difference, Study
 from lma_hf.hub.card_words import GLUE_TITLES, METRICS, count, listing
 
 UNKNOWN = "-"
+MAX_MISSING = 20  # lines
 
 
 def task_title(task: str) -> str:
@@ -119,11 +120,14 @@ def _sign_flip_note(differences: Sequence[Difference]) -> str:
 
 
 def missing_words(study: Study) -> list[str]:
-    """What the grid lacks, a line for each variant and task."""
+    """What the plan has and the study lacks, a line for each variant and task."""
     lacking: dict[tuple[str, str], list[int]] = {}
     for variant, task, seed in study.missing():
         lacking.setdefault((str(variant), task), []).append(seed)
-    return [
+    lines = [
         f"{variant} on {task_title(task)}: {'seeds' if len(seeds) > 1 else 'seed'} {listing(seeds)}"
         for (variant, task), seeds in lacking.items()
     ]
+    if len(lines) <= MAX_MISSING:
+        return lines
+    return [*lines[:MAX_MISSING], f"and so on, {count(len(study.missing()), 'cell')} in all"]

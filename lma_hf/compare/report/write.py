@@ -15,6 +15,7 @@ from lma_hf.compare.cells import read_results
 from lma_hf.compare.report import tables
 from lma_hf.compare.report.figures import Picture
 from lma_hf.compare.report.words import missing_words, notes
+from lma_hf.compare.study_plan import read_plan
 from lma_hf.compare.study_statistics import AVERAGE, Difference, Study, Summary, compare_to_baseline, summarise
 from lma_hf.errors import DataError
 from lma_hf.hub.card_words import listing
@@ -26,14 +27,15 @@ WANTED = 0.5
 Compared = Mapping[str, Sequence[Difference]]
 
 
-def write_report(study_dir: str | Path, *, baselines: Sequence[str] = ("gelu",), wanted: float = WANTED) -> Path:
+def write_report(study_dir: str | Path, *, baselines: Sequence[str] | None = None, wanted: float = WANTED) -> Path:
     """Write the report of a study's finished cells into its folder `report`, in place of an earlier one.
 
     That is report.html (one file, works offline), report.md with images/, summary.csv and differences.csv.
 
     Args:
         study_dir: folder of `lma-hf compare`.
-        baselines: what the variants are compared with, each an activation of the study or an axis as NAME=VALUE.
+        baselines: what the variants are compared with, each an activation of the study or an axis as NAME=VALUE;
+            unset: the study's own.
         wanted: a difference, in points; the report says how many seeds it needs.
     Returns: the folder. Raises: ConfigError for a baseline that the study lacks; DataError where it has no cell.
     """
@@ -41,9 +43,11 @@ def write_report(study_dir: str | Path, *, baselines: Sequence[str] = ("gelu",),
     results = read_results(study_dir)
     if not results:
         raise DataError(f"{study_dir} holds no finished cell of a study; give the folder of `lma-hf compare`")
-    study = Study(results)
+    study = Study(results, read_plan(study_dir))
     summaries = summarise(study)
-    compared = {baseline: compare_to_baseline(study, baseline, wanted) for baseline in baselines}
+    compared = {
+        baseline: compare_to_baseline(study, baseline, wanted) for baseline in baselines or [study.plan.baseline]
+    }
     pictures = draw_pictures(study, summaries, compared)
     context = report_context(study, summaries, compared, wanted, title=study_dir.resolve().name)
     with tempfile.TemporaryDirectory(dir=study_dir, prefix=".report-") as scratch:
