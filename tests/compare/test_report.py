@@ -89,7 +89,7 @@ def test_page_and_markdown_say_every_verdict(study_dir, page):
         assert verdict(difference, 0.5) in markdown
     for said in (text, markdown):
         assert "2layers lma <8> on CoLA: seed 2" in said
-        assert "cannot give p below 0.125 with 4 seeds" in said
+        assert "is at least 0.125 with 4 seeds and 0.0625 with 5 seeds, which Holm's correction" in said
 
 
 def test_page_needs_nothing_but_itself(page):

@@ -67,7 +67,8 @@ def tidy(axes: Any) -> None:
 def legend(figure: Any, axes: Any) -> None:
     """One legend below all panels, of what `axes` shows."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), 5)
+    width = 0.6 + 0.085 * max(map(len, labels))  # of an entry, in inches
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / width)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 

@@ -106,16 +106,19 @@ def notes(differences: Sequence[Difference], wanted: float) -> list[str]:
 
 def _sign_flip_note(differences: Sequence[Difference]) -> str:
     """That few seeds cannot be significant in the sign-flip test, where it is so."""
-    fewest = min((len(each.seeds) for each in differences if len(each.seeds) > 1), default=0)
+    numbers = sorted({len(each.seeds) for each in differences} - {1})
     tasks = max((len(each.tasks) for each in differences), default=1)
-    least = least_sign_flip_p(fewest) if fewest else 0.0
-    if least <= ALPHA / tasks:
+    too_few = [number for number in numbers if least_sign_flip_p(number) > ALPHA / tasks]
+    if not too_few:
         return ""
+    least = listing(f"{least_sign_flip_p(number):.4g} with {number} seeds" for number in too_few)
+    corrected = (
+        f", which Holm's correction multiplies by {tasks} for the clearest of {tasks} tasks" if tasks > 1 else ""
+    )
     return (
-        f"The exact sign-flip test cannot give p below {least:.4g} with {count(fewest, 'seed')}, and not below "
-        f"{min(1.0, least * tasks):.4g} after Holm's correction over {count(tasks, 'task')}, however large the "
-        "difference. On average it is therefore also made over the pairs of all tasks and seeds, which asks whether "
-        "there is any difference on any task."
+        f"However large the difference, the p of the exact sign-flip test is at least {least}{corrected}. On average "
+        "it is therefore also made over the pairs of all tasks and seeds, which asks whether there is any difference "
+        "on any task."
     )
 
 
