@@ -18,6 +18,7 @@ from lma_hf.training.config import (
     ProfileConfig,
     PushConfig,
     QuickstartConfig,
+    ReportConfig,
     TeachConfig,
 )
 from lma_hf.training.interruption import lost_process_is_an_error
@@ -30,6 +31,7 @@ VERBS = {
     "evaluate": (EvaluateConfig, "Evaluate a saved model on a task's validation splits."),
     "push": (PushConfig, "Push a finished run's model, with its card, to the hub."),
     "export": (ExportConfig, "Write a saved model as ONNX, also in int8, or as a torch.export program."),
+    "report": (ReportConfig, "Write the tables, pictures and HTML report of a study again."),
     "profile": (ProfileConfig, "Say which kernel computes LMA here, and how fast it is."),
 }
 USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(

@@ -4,10 +4,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from lma_hf.cli.loading import load_data, load_tokenizer_and_model, resolve_task
+from lma_hf.cli.loading import load_data, load_tokenizer_and_model
 from lma_hf.cli.parser import parse_config
 from lma_hf.compare.activation_benchmark import kernel_of
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb, measure_latency
+from lma_hf.data.glue import resolve_task
 from lma_hf.errors import ConfigError
 from lma_hf.hub.card_words import activation_title
 from lma_hf.hub.comparison import ComparedModel, Comparison

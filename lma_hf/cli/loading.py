@@ -1,6 +1,5 @@
 """From a configuration to task, data, tokenizer and model, with their labels matched."""
 
-import dataclasses
 import inspect
 import math
 from pathlib import Path
@@ -9,30 +8,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lma_hf.data.collate import PAD_TO_MULTIPLE_OF
-from lma_hf.data.glue import custom_task, get_task
+from lma_hf.data.glue import resolve_task
 from lma_hf.data.labels import label_mapping
 from lma_hf.data.sources import is_local, load_splits
 from lma_hf.errors import ConfigError, LabelMismatchError
-
-
-def resolve_task(config):
-    """The task that a `DataConfig` describes."""
-    if config.task_name is None:
-        return custom_task(
-            Path(config.dataset).name,
-            config.text_columns,
-            config.label_column,
-            label_names=config.label_names,
-            is_regression=config.is_regression,
-            train_split=config.train_split or "train",
-            validation_split=config.validation_split or "validation",
-        )
-    task = get_task(config.task_name)
-    if config.train_split:
-        task = dataclasses.replace(task, train_split=config.train_split)
-    if config.validation_split:
-        task = dataclasses.replace(task, validation_splits=(config.validation_split,))
-    return task
 
 
 def load_data(config, *, with_train):

@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from lma_hf.errors import DataError
 
@@ -130,6 +132,26 @@ def custom_task(
         train_split=train_split,
         validation_splits=(validation_split,),
     )
+
+
+def resolve_task(config: Any) -> Task:
+    """The task that a `DataConfig` describes."""
+    if config.task_name is None:
+        return custom_task(
+            Path(config.dataset).name,
+            config.text_columns,
+            config.label_column,
+            label_names=config.label_names,
+            is_regression=config.is_regression,
+            train_split=config.train_split or "train",
+            validation_split=config.validation_split or "validation",
+        )
+    task = get_task(config.task_name)
+    if config.train_split:
+        task = dataclasses.replace(task, train_split=config.train_split)
+    if config.validation_split:
+        task = dataclasses.replace(task, validation_splits=(config.validation_split,))
+    return task
 
 
 def fill_label_names(task: Task, label_names: Sequence[str]) -> Task:

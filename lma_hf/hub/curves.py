@@ -21,16 +21,25 @@ NUM_UNITS = 3
 DOTS_PER_INCH = 120
 BACKGROUND, INK, FAINT = "#fcfcfc", "#222222", "#8a8a8a"
 # Okabe and Ito's colours, which the colour-blind can tell apart
-LEARNED, REPLACED, UNITS = "#0072B2", "#D55E00", "#009E73"
+LEARNED, REPLACED, UNITS, DENSITY = "#0072B2", "#D55E00", "#009E73", "#999999"
 
 
 def draw_activation_curves(model, path):
+    """Write `activation_figure` as a PNG."""
+    figure = activation_figure(model)
+    figure.savefig(Path(path), dpi=DOTS_PER_INCH, facecolor=BACKGROUND, metadata={"Software": None})
+
+
+def activation_figure(model, densities=None, density_label="density of the pre-activations"):
     """Draw what every learned activation of a model computes, with its segments and the activation it replaced.
 
     An activation with pieces for every unit is drawn as the median over its units, the band that holds 90 % of them,
     and a few single units.
 
-    Args: model: with LMA or another activation of ours in its FFN blocks. path: the PNG to write.
+    Args:
+        model: with LMA or another activation of ours in its FFN blocks.
+        densities: fqn -> (x, density) of the pre-activations there, drawn at the foot of the panel.
+    Returns: a matplotlib figure, a panel a layer.
     Raises: MissingDependencyError without matplotlib; SurgeryError if the model has no learned activation.
     """
     modules = learned_activations(model)
@@ -47,9 +56,11 @@ def draw_activation_curves(model, path):
             label = f"{activation_title(name)}, which it replaced"
             above.plot(x, function(x), color=REPLACED, linewidth=1.5, linestyle=(0, (4, 2)), zorder=5, label=label)
             _draw_curves(below, module, x, y - function(x)[:, None])
+        if fqn in (densities or {}):
+            _draw_density(above, *densities[fqn], density_label)
         below.set_xlabel("pre-activation", fontsize=9, color=INK)
     _label(panels, replaced)
-    panels[0][0].figure.savefig(Path(path), dpi=DOTS_PER_INCH, facecolor=BACKGROUND, metadata={"Software": None})
+    return panels[0][0].figure
 
 
 def learned_activations(model):
@@ -82,7 +93,8 @@ def _label(panels, replaced):
     """The legend, once for all panels, and what the vertical axes show."""
     above, below = panels[0]
     handles, labels = above.get_legend_handles_labels()
-    above.figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    columns = len(labels) if len(labels) < 6 else 3
+    above.figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for number in range(0, len(panels), MAX_COLUMNS):
         above, below = panels[number]
         above.set_ylabel("output", fontsize=9, color=INK)
@@ -172,6 +184,13 @@ def _draw_curves(axes, module, x, y):
     axes.tick_params(colors=INK, labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def _draw_density(axes, x, density, label):
+    """The density, scaled to the lower third of the panel; it has no unit of its own there."""
+    height = density / density.max() / 3
+    axes.fill_between(x, 0, height, transform=axes.get_xaxis_transform(), color=DENSITY, alpha=0.35, linewidth=0)
+    axes.plot(x, height, transform=axes.get_xaxis_transform(), color=DENSITY, linewidth=0.8, label=label)
 
 
 def _draw_units(axes, x, y):

@@ -208,6 +208,22 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
+class ReportConfig:
+    """Write the report of a study that `compare` has run."""
+
+    study_dir: str = field(metadata={"help": "output_dir of the study"})
+    baselines: list[str] | None = option(
+        None, "what the others are compared with: activations, or axes as NAME=VALUE; unset: the study's baseline"
+    )
+    wanted_difference: float = option(0.5, "in points: say how many seeds would be needed to find it")
+
+    def __post_init__(self):
+        check_positive(self, "wanted_difference")
+        if self.baselines is not None and len(set(self.baselines)) != max(1, len(self.baselines)):
+            raise ConfigError(f"baselines are {self.baselines}, allowed is a list of one or more, each once")
+
+
+@dataclass(kw_only=True)
 class QuickstartConfig:
     """The first run: teacher, GELU student and LMA student on movie reviews, without a hub."""
 

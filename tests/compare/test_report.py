@@ -1,0 +1,189 @@
+"""The report of made-up studies: what it says must follow from the cells, and it needs nothing but itself."""
+
+import csv
+import re
+import sys
+from base64 import b64decode
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from helpers import padded_batch, tiny_model
+from study_cells import made_up_cell, made_up_study
+
+import lma_hf
+from lma_hf.cli.__main__ import main
+from lma_hf.compare.cells import read_results
+from lma_hf.compare.report.learned_pictures import learned_pictures
+from lma_hf.compare.report.score_pictures import pareto_front
+from lma_hf.compare.report.words import verdict
+from lma_hf.compare.report.write import write_report
+from lma_hf.compare.study_statistics import AVERAGE, Study, compare_to_baseline, summarise
+from lma_hf.errors import ConfigError, DataError
+
+TASKS, SEEDS = ["cola", "rte"], [1, 2, 3, 4, 5]
+GAINS = {"gelu": 0.0, "relu": -0.05, "lma <8>": 0.0}
+MISSING = {("cola", "2layers", "lma <8>", 2)}
+
+
+class Tags(HTMLParser):
+    """Every (tag, attributes) of a page, and its visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def study_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "grid"
+    made_up_study(folder, TASKS, ["2layers"], GAINS, SEEDS, missing=MISSING)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(study_dir):
+    return Tags((study_dir / "report" / "report.html").read_text(encoding="utf-8"))
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_are_the_statistics(study_dir):
+    study = Study(read_results(study_dir))
+    rows = read_csv(study_dir / "report" / "summary.csv")
+    summaries = summarise(study)
+    assert [float(row["mean"]) for row in rows] == pytest.approx([each.mean for each in summaries])
+    assert {row["train_distill_loss"] != "" for row in rows} == {True}
+    rows = read_csv(study_dir / "report" / "differences.csv")
+    differences = compare_to_baseline(study, "gelu", 0.5)
+    assert [(row["activation"], row["task"]) for row in rows] == [
+        (each.variant.activation, each.task) for each in differences
+    ]
+    for name, column in (("mean", "mean"), ("p_t", "p_t"), ("p_sign_flip", "p_sign_flip")):
+        expected = [getattr(each.result, name) for each in differences]
+        assert [float(row[column]) for row in rows] == pytest.approx(expected)
+    assert [row["seeds"] for row in rows if row["activation"] == "lma <8>"] == [
+        "1 3 4 5",
+        "1 2 3 4 5",
+        "1 3 4 5",
+    ]
+
+
+def test_page_and_markdown_say_every_verdict(study_dir, page):
+    text = "".join(page.words)
+    markdown = (study_dir / "report" / "report.md").read_text(encoding="utf-8")
+    differences = compare_to_baseline(Study(read_results(study_dir)), "gelu", 0.5)
+    for difference in (each for each in differences if each.task == AVERAGE):
+        assert verdict(difference, 0.5) in text
+        assert verdict(difference, 0.5) in markdown
+    for said in (text, markdown):
+        assert "2layers lma <8> on CoLA: seed 2" in said
+        assert "is at least 0.125 with 4 seeds and 0.0625 with 5 seeds, which Holm's correction" in said
+
+
+def test_page_needs_nothing_but_itself(page):
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    links = [attributes[key] for _, attributes in page.tags for key in ("src", "href") if key in attributes]
+    assert links
+    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in links)
+    for link in (link for link in links if link.startswith("data:")):
+        picture = b64decode(link.partition(",")[2]).decode()
+        assert ElementTree.fromstring(picture).tag.endswith("svg")
+        assert not re.search(r'href="(?!#)', picture)
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+
+
+def test_markdown_shows_the_images_that_are_there(study_dir):
+    folder = study_dir / "report"
+    shown = re.findall(r"\]\((images/.*?)\)", (folder / "report.md").read_text(encoding="utf-8"))
+    assert sorted(shown) == sorted(str(path.relative_to(folder)) for path in (folder / "images").iterdir())
+    names = {path.removeprefix("images/").removesuffix(".svg") for path in shown}
+    assert names == {"differences-1", "seeds-1", "learning-1", "cost"}
+
+
+def test_same_report_again_in_place_of_the_first(study_dir):
+    def contents():
+        files = (path for path in (study_dir / "report").rglob("*") if path.is_file())
+        return {path.relative_to(study_dir): path.read_bytes() for path in files}
+
+    before = contents()
+    assert main(["report", "--study_dir", str(study_dir)]) == 0
+    assert contents() == before
+    assert sorted(path.name for path in study_dir.iterdir()) == ["cells", "report"]
+
+
+def test_learned_activations_are_drawn_where_weights_are_left(tmp_path):
+    made_up_study(tmp_path, ["rte"], ["2layers"], GAINS, [1, 2])
+    model = tiny_model("bert", num_layers=2)
+    lma_hf.swap_activations_(model, lma_hf.LMAConfig(init="fit", per_channel=True))
+    lma_hf.calibrate_(model, [padded_batch(model, [9, 20, 30])])
+    cell = tmp_path / "cells" / "rte" / "2layers" / "lma <8>" / "seed-2"
+    model.save_pretrained(cell)
+    (cell / "run_config.yaml").write_text(f"task_name: rte\ndataset: {tmp_path / 'gone'}\nnum_layers: 2\n")
+    pictures = {each.name: each for each in learned_pictures(Study(read_results(tmp_path)))}
+    assert list(pictures) == ["activations-1", "movement"]
+    assert pictures["activations-1"].title == "Learned activations: 2layers lma <8>"
+    assert pictures["activations-1"].caption.startswith("RTE, seed 2. The data is not at hand")
+
+
+def test_without_matplotlib_the_tables_are_there(study_dir, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder = write_report(study_dir, baselines=["relu", "gelu"])
+    assert "pip install 'lma_hf[plots]'" in caplog.text
+    assert not list((folder / "images").iterdir())
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "## Pictures" not in text
+    assert "2layers, against relu" in text
+    assert "2layers, against gelu" in text
+
+
+def verdict_of(differences, *, gain=0.0, others=0):
+    """The verdict on one task of a baseline against scores that differ by the points given, a seed each."""
+    cells = [made_up_cell(activation="gelu", seed=seed, score=0.5) for seed in range(len(differences))]
+    for name in ["lma", *(f"other{number}" for number in range(others))]:
+        cells += [
+            made_up_cell(activation=name, seed=seed, score=0.5 + (points + gain) / 100)
+            for seed, points in enumerate(differences)
+        ]
+    return verdict(compare_to_baseline(Study(cells), "gelu", 0.5)[-1 - others], 0.5)
+
+
+def test_verdicts():
+    noise = [0.3, 0.5, -0.1, 0.8, 0.2]
+    assert verdict_of(noise) == (
+        "lma minus gelu (1 task, 5 seeds): +0.34 points, 95 % interval [-0.08, 0.76], p = 0.087 (sign-flip 0.125): "
+        "no evidence of a difference. To find 0.5 points it would take 6 seeds."
+    )
+    assert verdict_of(noise, gain=5).endswith("p < 0.001 (sign-flip 0.062): evidence that it is better.")
+    assert verdict_of(noise, gain=-5).endswith("evidence that it is worse.")
+    small = [value / 10 for value in noise]
+    assert verdict_of(small).endswith("no evidence of a difference. 0.5 points would probably have been found.")
+    assert "not after Holm's correction over 20 (p = " in verdict_of(noise, gain=0.3, others=19)
+    assert verdict_of([0.3]).endswith("+0.30 points: one seed says nothing about chance.")
+    assert "leaves nothing to judge chance by" in verdict_of([0.3, 0.3])
+
+
+def test_pareto_front():
+    points = [(3, 70), (1, 60), (2, 65), (2, 66), (2.5, 66), (4, 69)]
+    assert pareto_front(points) == ([1, 2, 3], [60, 66, 70])
+
+
+def test_bad_input(study_dir, tmp_path, capsys):
+    with pytest.raises(DataError, match="no finished cell"):
+        write_report(tmp_path)
+    with pytest.raises(ConfigError, match="has the activation gelu, lma <8>, relu"):
+        write_report(study_dir, baselines=["swish"])
+    assert main(["report", "--study_dir", str(study_dir), "--wanted_difference", "0"]) == 2
+    assert main(["report", "--study_dir", str(study_dir), "--baselines", "gelu", "gelu"]) == 2
+    assert "each once" in capsys.readouterr().err
