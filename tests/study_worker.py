@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-SECONDS = 0.4
+SECONDS = 0.3
 
 
 def distill(settings, output_dir):

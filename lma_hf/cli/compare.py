@@ -10,6 +10,7 @@ from lma_hf.compare.study import check_different, expand, select
 from lma_hf.compare.study_latency import measure_students
 from lma_hf.compare.study_run import run_cells
 from lma_hf.compare.verify import verify_cells
+from lma_hf.errors import OutputDirError
 from lma_hf.training.config import DistillConfig
 
 STUDY = "study.yaml"
@@ -25,7 +26,10 @@ def compare(config):
         verify_cells(config, cells)
         return
     study_dir = Path(config.output_dir).expanduser()
-    study_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        study_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputDirError(f"output_dir {study_dir} cannot be used: {error}; choose another folder") from error
     to_yaml(replace(config, cells=None), study_dir / STUDY, f"lma-hf compare {study_dir / STUDY}")
     run_cells(config, cells)
     if config.latency:

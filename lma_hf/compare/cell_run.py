@@ -76,10 +76,11 @@ def run_cell(job, stop=None):
             return "stopped"
         if not job.final.is_dir():
             if not _is_complete(job) and (reason := _distill(job, lock, stop)):
-                shutil.rmtree(job.running)
+                shutil.rmtree(job.running, ignore_errors=True)
                 return reason
             _finish(job)
-        shutil.rmtree(job.running)
+        # somebody who waits for the lock may make a new one meanwhile, and then removes the folder in turn
+        shutil.rmtree(job.running, ignore_errors=True)
     return None
 
 

@@ -129,7 +129,7 @@ def write_table(study_dir):
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    temporary = Path(study_dir) / f".{TABLE}.saving"
+    temporary = Path(study_dir) / f".{TABLE}.{os.getpid()}.saving"
     temporary.write_text(text.getvalue(), encoding="utf-8")
     os.replace(temporary, temporary.with_name(TABLE))
     return results

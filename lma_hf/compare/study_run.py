@@ -12,7 +12,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 from lma_hf.compare.cell_run import FAILED, RUNNING, CellJob
-from lma_hf.compare.cells import CELLS, read_result, read_results, write_table
+from lma_hf.compare.cells import CELLS, read_result, write_table
 from lma_hf.compare.executors import open_executor
 from lma_hf.errors import ConfigError, TrainingError
 
@@ -70,7 +70,7 @@ def _run(config, study_dir, cells, left):
     ):
         try:
             futures = {pool.submit(execute, job_of(config, cell), stop): cell.name for cell in left}
-            _show_time_left(bar, config, study_dir, left)
+            _show_time_left(bar, config, write_table(study_dir), left)
             for future in as_completed(futures):
                 name = futures[future]
                 del waiting[name]
@@ -78,8 +78,7 @@ def _run(config, study_dir, cells, left):
                     failures[name] = reason
                 tqdm.write(f"{name}: {reason or _score(study_dir / CELLS / name)}")
                 bar.update(1)
-                write_table(study_dir)
-                _show_time_left(bar, config, study_dir, waiting.values())
+                _show_time_left(bar, config, write_table(study_dir), waiting.values())
         except KeyboardInterrupt:
             done = len(cells) - len(waiting) - len(failures)
             raise TrainingError(
@@ -112,8 +111,8 @@ def _score(folder):
     return f"{result.metric} {result.score:.4f} in {result.wall_seconds:.0f} s"
 
 
-def _show_time_left(bar, config, study_dir, unfinished):
-    seconds = seconds_left(unfinished, read_results(study_dir), config.jobs)
+def _show_time_left(bar, config, results, unfinished):
+    seconds = seconds_left(unfinished, results, config.jobs)
     # without a finished cell nobody knows
     bar.set_postfix_str("time left unknown" if seconds is None else f"time left {timedelta(seconds=round(seconds))}")
 

@@ -6,14 +6,19 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import yaml
 
 from lma_hf.cli.__main__ import main
+from lma_hf.cli.compare import study_cells
+from lma_hf.cli.parser import parse_config
 from lma_hf.compare.cells import read_results
+from lma_hf.compare.study import CompareConfig
 from lma_hf.compare.verify import COMPARED, differences
 
+REPO = Path(__file__).resolve().parents[2]
 CELLS = ("reviews/1layer/gelu/seed-1", "reviews/1layer/lma8/seed-1")
 
 
@@ -36,6 +41,13 @@ def study(tmp_path, data_dir, teacher_dir):
         return str(file)
 
     return write
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs" / "studies").glob("*.yaml")), ids=lambda path: path.name)
+def test_studies_in_configs_can_be_run(path):
+    assert path.read_text().splitlines()[0].startswith("# lma-hf ")
+    config = parse_config(CompareConfig, [str(path)], prog="lma-hf compare", description="")
+    assert len({cell.name for cell in study_cells(config)}) > 1
 
 
 def results_in(folder):
@@ -87,6 +99,12 @@ def test_a_key_that_stands_twice_and_a_mapping_as_a_flag(tmp_path, study, capsys
     assert "key 'students' stands twice" in capsys.readouterr().err
 
 
+def test_output_dir_that_is_a_file(tmp_path, study, capsys):
+    (tmp_path / "study").touch()
+    assert main(["compare", study()]) == 2
+    assert "study cannot be used" in capsys.readouterr().err
+
+
 def test_executors_that_are_not_there(tmp_path, study, capsys, monkeypatch):
     for name, extra in (("ray", "ray"), ("submitit", "slurm")):
         monkeypatch.setitem(sys.modules, name, None)
@@ -103,13 +121,15 @@ def test_a_study_on_one_machine(tmp_path, study, teacher_dir, capsys):
     assert "2 of 2 cells failed, the first is reviews/1layer/" in said
     assert "does not exist; give a saved model's folder or a hub id" in said
     (tmp_path / "teacher").symlink_to(teacher_dir)
-    assert main(["compare", study(tasks=broken), "--jobs", "2", "--latency", "true"]) == 0
-    one_by_one = ["--output_dir", str(tmp_path / "one"), "--keep_models", "none"]
+    assert main(["compare", study(tasks=broken), "--jobs", "2"]) == 0
+    one_by_one = ["--output_dir", str(tmp_path / "one"), "--keep_models", "none", "--latency", "true"]
     assert main(["compare", study(tasks=broken), *one_by_one]) == 0
     assert_same_results(tmp_path / "study", tmp_path / "one")
 
+    # without weights, which the folder does not have any more
+    assert all(result.latency_ms > 0 for result in results_in(tmp_path / "one").values())
     results = results_in(tmp_path / "study")
-    assert all(result.latency_ms > 0 for result in results.values())
+    assert all(result.latency_ms is None for result in results.values())
     assert all(set(result.train_losses) == {"loss", "task_loss", "distill_loss"} for result in results.values())
     folder = results[CELLS[0]].folder
     assert json.loads((folder / "environment.json").read_text())["torch_threads"] == 1
