@@ -77,7 +77,7 @@ def _slurm(config):
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(**{**resources, **parameters})
     except (RuntimeError, ValueError, NameError, TypeError) as error:
-        raise ConfigError(f"executor slurm: {' '.join(str(error).split())}; correct the YAML's slurm") from error
+        raise ConfigError(f"executor slurm: {' '.join(str(error).split())}; correct slurm in the YAML") from error
     yield functools.partial(_run_on_slurm, executor, threading.Lock())
 
 
