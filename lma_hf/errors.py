@@ -54,6 +54,22 @@ class TrainingError(LmaHfError, RuntimeError):
     exit_code = 1
 
 
+class LostProcessError(TrainingError):
+    """Another process of a run on several is gone."""
+
+
+class TrainingInterrupted(TrainingError):
+    """The run was told to stop by SIGTERM. Its exit code is that of a process that SIGTERM ended."""
+
+    exit_code = 128 + 15
+
+
+class TeacherCacheError(LmaHfError, RuntimeError):
+    """The folder of a teacher's answers cannot be read or written, or the answers are no numbers to keep."""
+
+    exit_code = 1
+
+
 class PushRefusedError(LmaHfError, ValueError):
     """A folder that must not go to the hub: incomplete, with NaN weights, or one that does not reload."""
 

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from lma_hf.cli.parser import parse_config
 from lma_hf.compare.study import CompareConfig
-from lma_hf.errors import ConfigError, LmaHfError
+from lma_hf.errors import ConfigError, LmaHfError, TrainingInterrupted
 from lma_hf.training.config import (
     DistillConfig,
     EvaluateConfig,
@@ -21,6 +21,7 @@ from lma_hf.training.config import (
     QuickstartConfig,
     TeachConfig,
 )
+from lma_hf.training.interruption import lost_process_is_an_error
 
 # verb -> (settings, description); lma_hf/cli/<verb>.py holds the function of that name
 VERBS = {
@@ -39,11 +40,15 @@ USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(
 
 
 def main(argv=None):
-    """Run one verb. Returns: exit code; 2 on misuse, 1 when the run itself failed."""
+    """Run one verb. Returns: exit code; 2 on misuse, 1 when the run itself failed, 143 after SIGTERM in training."""
     argv = sys.argv[1:] if argv is None else list(argv)
     quiet_down()
     try:
-        return _run(argv)
+        with lost_process_is_an_error():
+            return _run(argv)
+    except TrainingInterrupted as stop:
+        print(f"lma-hf: {stop}", file=sys.stderr)
+        return stop.exit_code
     except LmaHfError as error:
         print(f"lma-hf: error: {error}", file=sys.stderr)
         return error.exit_code

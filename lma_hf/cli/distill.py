@@ -4,15 +4,13 @@ import logging
 from dataclasses import asdict
 from itertools import islice
 
-import numpy as np
-
 from lma_hf.cli.extra_data import add_unlabelled
-from lma_hf.cli.loading import label_names_of, labels_of_model, load_data
-from lma_hf.cli.objective import load_extra_teachers, make_objective
+from lma_hf.cli.loading import load_data
+from lma_hf.cli.objective import make_objective
 from lma_hf.cli.run import TrainingRun
-from lma_hf.data.labels import check_same_labels
-from lma_hf.data.metrics import compute_metrics
-from lma_hf.errors import ConfigError, DataError
+from lma_hf.cli.teachers import CheckedTeacher, answering, labels_of_teacher, load_extra_teachers
+from lma_hf.distillation.objective import paired_states
+from lma_hf.errors import ConfigError
 from lma_hf.modeling.configuration_lma import BaselineConfig, LMAConfig
 from lma_hf.student.build import build_student
 from lma_hf.student.layer_map import resolve_layer_map
@@ -31,38 +29,38 @@ def distill(config):
     """
     activation = activation_settings(config)
     run = TrainingRun(config, "distill", config.teacher)
+    if run.finished_results is not None:
+        return run.finished_results
     splits, task = load_data(config, with_train=True)
     tokenizer, teacher = run.load(config.teacher, "teacher")
     layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
     mapping = labels_of_teacher(teacher, task, config)
-    extra_teachers = load_extra_teachers(run, task, tokenizer, teacher)
+    models = [(config.teacher, teacher, list(range(teacher.config.num_labels)))]
+    models += load_extra_teachers(run, task, tokenizer, teacher)
     splits, labelled_share = add_unlabelled(splits, task, config)
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
     evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
-    teacher_scores = check_teacher(teacher, evaluator, tokenized, config)
-    extra_scores = check_extra_teachers(extra_teachers, run, tokenized, task, tokenizer, mapping)
+    teachers = [CheckedTeacher(run, *named, tokenizer, tokenized, task, mapping) for named in models]
     batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
     student, calibration = make_student(teacher, activation, batches, config)
+    run.freeze_(student)
     warmup = warm_up(run, student, teacher, layer_map, tokenized[task.train_split], tokenizer)
-    objective = make_objective(
-        teacher,
-        student,
-        layer_map,
-        config,
-        run.accelerator,
-        extra_teachers=extra_teachers,
-        labelled_share=labelled_share,
-    )
+    states = paired_states(layer_map, config.weighted_parts, config.hidden_cosine_layers)
+    answers, rows = answering(teachers, tokenized[task.train_split], states, config)
+    objective = make_objective(answers, teacher, student, layer_map, config, labelled_share)
     records = {
         "activation": {"name": activation.name, **asdict(activation)},
         "layer_map": layer_map,
-        "teacher": {"name": config.teacher, "metrics": teacher_scores},
-        "extra_teachers": extra_scores,
+        "teacher": teachers[0].record,
+        "extra_teachers": [extra.record for extra in teachers[1:]],
         "calibration": calibration and asdict(calibration),
         "activation_warmup": warmup and asdict(warmup),
         "labelled_share": labelled_share,
     }
-    return run.train(student, tokenizer, objective, tokenized, evaluator, records)
+    # with a cache nothing needs the teachers from here on, and training has their memory
+    del teachers, models, teacher
+    objective = objective.to(run.accelerator.device)
+    return run.train(student, tokenizer, objective, {**tokenized, task.train_split: rows}, evaluator, records)
 
 
 def calibration_batches(run, rows, tokenizer):
@@ -105,53 +103,6 @@ def activation_settings(config):
         return LMAConfig(**{name: getattr(config, name) for name in names})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def labels_of_teacher(teacher, task, config):
-    """Dataset label -> teacher label, None for regression; the student inherits the teacher's labels."""
-    if not task.is_regression:
-        # the student inherits the teacher's names, in their order
-        names = label_names_of(teacher)
-        check_same_labels(task.label_names, names, names)
-    return labels_of_model(teacher, task, config.dataset, config.teacher)
-
-
-def check_extra_teachers(extra_teachers, run, tokenized, task, tokenizer, mapping):
-    """Name and scores of every extra teacher. Raises: as of `check_teacher`."""
-    scores = []
-    for name, (model, labels) in zip(run.config.extra_teachers, extra_teachers, strict=True):
-        evaluator = run.evaluator(tokenized, task, tokenizer, mapping and [labels[label] for label in mapping])
-        scores.append({"name": name, "metrics": check_teacher(model, evaluator, tokenized, run.config, name)})
-    return scores
-
-
-def check_teacher(teacher, evaluator, tokenized, config, name=None):
-    """The teacher's scores. Raises: DataError if it is no better than always answering the most common class.
-
-    Such a teacher is usually one whose labels are swapped, or one that was trained for another task.
-    """
-    task, split = evaluator.task, evaluator.task.validation_splits[0]
-    scores = evaluator(teacher)
-    # accuracy where there is one: always answering the negative class has an F1 of 0
-    metric = "accuracy" if "accuracy" in task.metrics else task.best_metric
-    score = scores[split][metric]
-    floor = 0.0 if task.is_regression else majority_scores(task, np.asarray(tokenized[split]["labels"]))[metric]
-    if score <= floor:
-        message = (
-            f"teacher {name or config.teacher} reaches {metric} {score:.4f} on {split}, no better than the "
-            f"{floor:.4f} of always answering the most common class"
-        )
-        if not config.allow_weak_teacher:
-            raise DataError(f"{message}; check its labels and task, or pass --allow_weak_teacher true")
-        logger.warning("%s; going on as allow_weak_teacher is set", message)
-    return scores
-
-
-def majority_scores(task, labels):
-    """The task's metrics for always answering the most common class."""
-    counts = np.bincount(labels, minlength=task.num_labels)
-    constant = np.tile(counts == counts.max(), (len(labels), 1)).astype(np.float32)
-    return compute_metrics(task, constant, labels)
 
 
 def make_student(teacher, activation, batches, config):

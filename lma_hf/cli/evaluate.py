@@ -7,8 +7,9 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import DatasetDict
 
+from lma_hf.cli.accelerator import make_accelerator
+from lma_hf.cli.evaluator import Evaluator
 from lma_hf.cli.loading import check_max_length, labels_of_model, load_data, load_tokenizer_and_model, resolve_task
-from lma_hf.cli.run import Evaluator, make_accelerator
 from lma_hf.compare.profiling import print_table
 from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
 from lma_hf.data.glue_server import SERVER_FILES, check_server_files, to_server_format, write_server_file

@@ -12,8 +12,11 @@ def teach(config):
     Returns: what results.json holds.
     """
     run = TrainingRun(config, "teach", config.model_name_or_path)
+    if run.finished_results is not None:
+        return run.finished_results
     splits, task = load_data(config, with_train=True)
     tokenizer, model = run.load(config.model_name_or_path, "pretrained model", **_head_for(task))
+    run.freeze_(model)
     # the head was made for the dataset's labels, in their order
     mapping = None if task.is_regression else list(range(task.num_labels))
     tokenized = run.tokenize(splits, task, tokenizer, mapping)

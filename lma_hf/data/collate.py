@@ -1,14 +1,17 @@
 """Tokenized splits and the batches made from them."""
 
+from itertools import pairwise
+
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lma_hf.data.glue import Task
 from lma_hf.data.progress import no_progress_bars
+from lma_hf.data.token_budget import TokenBudgetSampler
 from lma_hf.errors import DataError
 
 MIN_MAX_LENGTH = 8
@@ -67,6 +70,7 @@ def make_dataloader(
     seed: int,
     total_batch_size: int | None = None,
     pad_to_multiple_of: int | None = PAD_TO_MULTIPLE_OF,
+    tokens_per_batch: int | None = None,
 ) -> DataLoader:
     """Batches of a tokenized split, each padded to its own longest row.
 
@@ -74,13 +78,58 @@ def make_dataloader(
         batch_size: rows per process.
         shuffle: False keeps the dataset's order. True draws batches of similar lengths in a random order that
             `seed` fixes; every pass over the loader continues with another order.
-        total_batch_size: rows over all processes and accumulation steps, `batch_size` by default; lengths are
-            grouped by it, so that any number of processes sees the same global batches.
+        total_batch_size: rows over all processes and accumulation steps, `batch_size` by default and a multiple of
+            it; any number of processes sees the same global batches, see `StepBatches`.
         pad_to_multiple_of: row lengths are rounded up to it.
+        tokens_per_batch: shuffled batches have at most so many padded tokens instead of `batch_size` rows, see
+            `TokenBudgetSampler`.
     """
-    sampler = None
-    if shuffle:
-        generator = torch.Generator().manual_seed(seed)
-        sampler = LengthGroupedSampler(total_batch_size or batch_size, lengths=_lengths(dataset), generator=generator)
     collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collator)
+    if not shuffle:
+        return DataLoader(dataset, batch_size=batch_size, collate_fn=collator)
+    total = total_batch_size or batch_size
+    lengths, generator = _lengths(dataset), torch.Generator().manual_seed(seed)
+    if tokens_per_batch:
+        steps = TokenBudgetSampler(lengths, tokens_per_batch, total // batch_size, generator, pad_to_multiple_of)
+    else:
+        steps = BatchSampler(LengthGroupedSampler(total, lengths=lengths, generator=generator), total, drop_last=False)
+    batches = StepBatches(steps, total // batch_size)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=Collator(collator, dataset[0]))
+
+
+class StepBatches(Sampler):
+    """Row numbers of every batch: each optimizer step's rows, dealt out evenly to its batches.
+
+    An epoch's last step may have fewer rows: none is dropped and none comes twice, but batches get smaller, down to
+    no row at all. Processes take turns, as accelerate deals batches out.
+
+    Args: sampler: of the rows of every step, as lists. batches_per_step: processes x accumulation steps.
+    """
+
+    def __init__(self, sampler, batches_per_step):
+        self.sampler, self.batches_per_step = sampler, batches_per_step
+
+    def __len__(self):
+        return len(self.sampler) * self.batches_per_step
+
+    def __iter__(self):
+        count = self.batches_per_step
+        for step in self.sampler:
+            edges = [len(step) * index // count for index in range(count + 1)]
+            yield from (step[first:last] for first, last in pairwise(edges))
+
+
+class Collator:
+    """Pads rows to a batch. No rows become one without a real token, for a process that must keep in step.
+
+    Args: pad: turns rows into a batch. stand_in: a row.
+    """
+
+    def __init__(self, pad, stand_in):
+        self.pad, self.stand_in = pad, stand_in
+
+    def __call__(self, rows):
+        batch = self.pad(rows or [self.stand_in])
+        if not rows and "attention_mask" in batch:
+            batch["attention_mask"].zero_()
+        return batch

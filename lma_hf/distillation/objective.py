@@ -9,14 +9,25 @@ from lma_hf.distillation.losses import (
     logit_loss,
     task_loss,
 )
+from lma_hf.distillation.teacher import model_inputs
 
 FEATURES = ("hidden", "hidden_cosine", "attention", "relation")
 
 
-def split_labels(batch):
-    """(inputs, labels) of a batch."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return inputs, batch["labels"]
+def paired_states(layer_map, parts, cosine_layers="last"):
+    """Numbers of the teacher's hidden states that losses pair with the student's last as many, in order.
+
+    State 0 is the embeddings' output, i + 1 that of layer i.
+
+    Args: parts: names of the losses that count, of which "hidden" needs every mapped layer and the embeddings,
+        "hidden_cosine" the `cosine_layers` ("last" or "all").
+    """
+    states = (0, *(layer + 1 for layer in layer_map))
+    if "hidden" in parts:
+        return states
+    if "hidden_cosine" in parts:
+        return states[1:] if cosine_layers == "all" else states[-1:]
+    return ()
 
 
 class TaskObjective(nn.Module):
@@ -24,8 +35,7 @@ class TaskObjective(nn.Module):
 
     def forward(self, model, batch):
         """Args: batch: model inputs with "labels". Returns: {"loss": scalar}."""
-        inputs, labels = split_labels(batch)
-        return {"loss": task_loss(model(**inputs).logits.float(), labels)}
+        return {"loss": task_loss(model(**model_inputs(batch)).logits.float(), batch["labels"])}
 
 
 class DistillationObjective(nn.Module):
@@ -40,7 +50,8 @@ class DistillationObjective(nn.Module):
     parameters of this objective and no part of the student.
 
     Args:
-        teacher: a `Teacher` or `TeacherEnsemble`. layer_map: teacher layer (0-based) of every student layer.
+        teacher: a `Teacher`, `CachedTeacher` or `TeacherEnsemble`.
+        layer_map: teacher layer (0-based) of every student layer.
         distill_loss_type: "kl" (soft targets) or "mse" (of the logits).
         hidden_cosine_layers: "last" or "all". hidden_cosine_tokens: "all", or "first" ([CLS]).
         student_hidden_size, teacher_hidden_size: widths.
@@ -86,27 +97,28 @@ class DistillationObjective(nn.Module):
         self.settings = constants | (schedules or {})
         self.distill_loss_type, self.labelled_share = distill_loss_type, labelled_share
         self.hidden_cosine_layers, self.hidden_cosine_tokens = hidden_cosine_layers, hidden_cosine_tokens
-        self.feature_stage, self.progress, self.layer_map = feature_stage, 0.0, list(layer_map)
+        self.feature_stage, self.progress = feature_stage, 0.0
+        parts = [part for part in ("hidden", "hidden_cosine") if self._wants(part)]
+        self.states = paired_states(layer_map, parts, hidden_cosine_layers)
+        self.first_state = len(layer_map) + 1 - len(self.states)  # of the student
         self.projections = nn.ModuleList()
-        if self._wants_states() and student_hidden_size != teacher_hidden_size:
+        if student_hidden_size != teacher_hidden_size:
             # only those that a loss uses, since DDP would wait for the gradients of others
-            count = len(self.layer_map) + 1 - self._first_state()
-            self.projections.extend(nn.Linear(student_hidden_size, teacher_hidden_size) for _ in range(count))
+            self.projections.extend(nn.Linear(student_hidden_size, teacher_hidden_size) for _ in self.states)
 
     def forward(self, model, batch):
         """Args: batch: model inputs with "labels". Returns: {"loss", "task_loss", "distill_loss", ...}, each weighted
         part under its own name, before it is weighted."""
-        inputs, labels = split_labels(batch)
-        mask, wants_states = inputs.get("attention_mask"), self._wants_states()
+        mask, wants_states = batch.get("attention_mask"), bool(self.states)
         if self.attention:
             self.attention.listen()
         if self.replacement:
             self.replacement.draw(self._now("replacement_rate"))
-        teacher_logits, teacher_states = self.teacher(inputs, wants_states)
-        output = model(**inputs, output_hidden_states=wants_states)
+        teacher_logits, teacher_states = self.teacher(batch, wants_states)
+        output = model(**model_inputs(batch), output_hidden_states=wants_states)
         logits = output.logits.float()
         parts = {
-            "task": task_loss(logits, labels, self.labelled_share),
+            "task": task_loss(logits, batch["labels"], self.labelled_share),
             "distill": self._distill(logits, teacher_logits),
         }
         if wants_states:
@@ -131,15 +143,6 @@ class DistillationObjective(nn.Module):
         """Whether a part counts at any time of the run."""
         return self.settings[f"{part}_loss_weight"] != 0
 
-    def _wants_states(self):
-        return self._wants("hidden") or self._wants("hidden_cosine")
-
-    def _first_state(self):
-        """The first state that a loss needs: 0 is the embeddings' output, i + 1 that of layer i."""
-        if self._wants("hidden"):
-            return 0
-        return 1 if self.hidden_cosine_layers == "all" else len(self.layer_map)
-
     def _distill(self, logits, teacher_logits):
         if logits.shape[-1] == 1 or self.distill_loss_type == "mse":
             return logit_loss(logits, teacher_logits)
@@ -147,17 +150,16 @@ class DistillationObjective(nn.Module):
 
     def _hidden(self, student_states, teacher_states, mask):
         """Parts "hidden" and "hidden_cosine"."""
-        first = self._first_state()
-        ours = [state.float() for state in student_states[first:]]
+        ours = [state.float() for state in student_states[self.first_state :]]
         if self.projections:
             ours = [projection(state) for projection, state in zip(self.projections, ours, strict=True)]
-        paired = (0, *(layer + 1 for layer in self.layer_map))[first:]
-        theirs = [teacher_states[index].float() for index in paired]
+        theirs = [teacher_states[index].float() for index in self.states]
         parts = {}
         if self._wants("hidden"):
             parts["hidden"] = hidden_state_loss(ours, theirs, mask)
         if self._wants("hidden_cosine"):
-            start = 1 - min(first, 1) if self.hidden_cosine_layers == "all" else -1
+            # without the embeddings' output, which is there for the other loss
+            start = int(self._wants("hidden")) if self.hidden_cosine_layers == "all" else -1
             counted = mask if self.hidden_cosine_tokens == "all" else _first_token(mask, ours[0])
             parts["hidden_cosine"] = hidden_cosine_loss(ours[start:], theirs[start:], counted)
         return parts

@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from .configuration_lma import LMAConfig
 from .reference_lma import kernels_for, lma
-from .statistics_lma import global_statistics, to_std
+from .statistics_lma import global_statistics, merge_statistics, to_std
 
 __all__ = ["LMA", "FoldedLMA", "lines_through_knots", "lma"]
 
@@ -68,6 +68,8 @@ class LMA(nn.Module):
         self._has_statistics = False
         # What recent forward passes used, for gradient checkpointing's second run
         self._recent_bounds = deque(maxlen=64)
+        # What was seen since `hold_statistics`; None: the running statistics follow at once
+        self._held = None
         self.reset_parameters()
 
     @classmethod
@@ -112,7 +114,7 @@ class LMA(nn.Module):
         lower, step = self.bounds(*used)
         y, *statistics = kernels.lma_with_statistics(x, *self.lines(lower, step), lower, step, self._mask())
         self._remember(x, used)
-        self._update_running(*self._mean_and_std(*statistics))
+        self._track(*global_statistics(*statistics))
         return y
 
     def _places_by_running_statistics(self):
@@ -141,23 +143,38 @@ class LMA(nn.Module):
             return self.running_mean, self.running_std
         if _in_backward():
             return self._recall(x)
-        batch = self._mean_and_std(*kernels.token_statistics(x, self._mask(), self.settings.per_channel))
-        used = batch
+        seen = global_statistics(*kernels.token_statistics(x, self._mask(), self.settings.per_channel))
+        used = batch = self._mean_and_std(*seen)
         if self.settings.statistics == "running":
             first = self.num_batches_tracked == 0
             running = self.running_mean, self.running_std
             used = tuple(torch.where(first, new, old) for new, old in zip(batch, running, strict=True))
         self._remember(x, used)
-        self._update_running(*batch)
+        self._track(*seen)
         return used
 
     def _mask(self):
         return self.token_mask.value if self.token_mask is not None else None
 
+    def hold_statistics(self):
+        """From now on only collect, until `release_statistics`; see `modeling_lma.one_statistics_update`."""
+        self._held = []
+
+    def release_statistics(self):
+        """Move the running statistics once, by all that was seen since `hold_statistics`."""
+        held, self._held = self._held, None
+        if held:
+            # a merge of one would be rounded
+            self._track(*(held[0] if len(held) == 1 else merge_statistics(*map(torch.stack, zip(*held, strict=True)))))
+
+    def _track(self, *seen):
+        if self._held is None:
+            self._update_running(*self._mean_and_std(*seen))
+        else:
+            self._held.append(seen)
+
     @torch.no_grad()
     def _mean_and_std(self, count, mean, m2):
-        """Those of the global batch, from the statistics of this process's part."""
-        count, mean, m2 = global_statistics(count, mean, m2)
         # a batch without a real token says nothing
         empty = count == 0
         return torch.where(empty, self.running_mean, mean), torch.where(empty, self.running_std, to_std(count, m2))

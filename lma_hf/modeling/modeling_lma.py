@@ -11,6 +11,7 @@ loads where lma_hf is not installed, with trust_remote_code=True.
 import functools
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import transformers
@@ -60,6 +61,22 @@ def learnable_activations(model):
 def activation_parameters(model):
     """The parameters of the learnable activations (they get their own learning rate and no weight decay)."""
     return [parameter for module in learnable_activations(model).values() for parameter in module.parameters()]
+
+
+@contextmanager
+def one_statistics_update(model):
+    """Around the passes of one optimizer step: running statistics stand still, then move once, by all tokens seen.
+
+    So the batches that a step is accumulated from see the same segments, and count as the one batch they make up.
+    """
+    modules = [module for module in model.modules() if isinstance(module, LMA)]
+    for module in modules:
+        module.hold_statistics()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.release_statistics()
 
 
 def place(model, fqn, activation):

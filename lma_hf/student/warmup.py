@@ -31,7 +31,8 @@ def warm_up_ffns_(student, teacher, layer_map, loader, num_steps, *, learning_ra
     """Fit every FFN of the student, weights and activation, to the teacher's FFN on the teacher's own inputs.
 
     Layers learn side by side: each sees what the teacher's layer sees, whatever the layers below have learned so far
-    (hint training, FitNets, Romero et al. 2015, section 2.2, layer by layer). Padding is left out.
+    (hint training, FitNets, Romero et al. 2015, section 2.2, layer by layer). Padding is left out. What is frozen
+    stays as it is.
 
     Args:
         layer_map: teacher layer (0-based) of every student layer.
@@ -108,9 +109,10 @@ def _paired_sites(student, teacher, layer_map):
 
 
 def _optimizer(ffns, student, num_steps, learning_rate, activation_learning_rate):
-    learnable = activation_parameters(student)
+    learnable = [parameter for parameter in activation_parameters(student) if parameter.requires_grad]
     ids = {id(parameter) for parameter in learnable}
-    weights = [p for ffn in ffns for module in ffn for p in module.parameters() if id(p) not in ids]
+    trained = [p for ffn in ffns for module in ffn for p in module.parameters() if p.requires_grad]
+    weights = [parameter for parameter in trained if id(parameter) not in ids]
     groups = [{"params": weights, "lr": learning_rate}, {"params": learnable, "lr": activation_learning_rate}]
     # no decay: the target is known, there is nothing to regularise
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)

@@ -10,6 +10,8 @@ from lma_hf.errors import OutputDirError
 
 RUN_CONFIG = "run_config.yaml"
 RESULTS = "results.json"
+METRICS = "metrics.jsonl"
+DELTA = "delta"
 
 
 def check_output_dir(output_dir, overwrite, inputs=()):
@@ -22,11 +24,14 @@ def check_output_dir(output_dir, overwrite, inputs=()):
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
         raise OutputDirError(f"output_dir {path} is a file; name a folder")
-    if not path.is_dir() or not any(path.iterdir()):
+    contents = [file for file in path.iterdir() if not _is_leftover(file)] if path.is_dir() else []
+    if not contents:
         return
     if not overwrite:
+        unfinished = (path / RUN_CONFIG).is_file() and not (path / RESULTS).is_file()
+        resume = ", pass --resume true to go on with it," if unfinished else ""
         raise OutputDirError(
-            f"output_dir {path} holds another run ({min(path.iterdir()).name} ...); choose another folder or pass "
+            f"output_dir {path} holds another run ({min(contents).name} ...); choose another folder{resume} or pass "
             "--overwrite_output_dir true"
         )
     if not any((path / name).is_file() for name in (RUN_CONFIG, RESULTS)):
@@ -41,7 +46,8 @@ def claim_output_dir(output_dir):
     path = Path(output_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for child in path.iterdir():
+        # what makes the folder a run goes last, so that it can be emptied again if this is interrupted
+        for child in sorted(path.iterdir(), key=lambda child: (child.name == RUN_CONFIG, child.name != RESULTS)):
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             else:
@@ -50,20 +56,46 @@ def claim_output_dir(output_dir):
         raise OutputDirError(f"output_dir {path} cannot be used: {error}; choose another folder") from error
 
 
-def save_model(model, tokenizer, output_dir):
-    """Save model and tokenizer into the folder. The files are complete before the first old one is replaced."""
+def remove_leftovers(output_dir):
+    """Remove what a process that was killed while writing has left."""
+    for path in filter(_is_leftover, Path(output_dir).iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_leftover(path):
+    return path.name.startswith(".saving-") or (path.name.startswith(".") and path.name.endswith(".saving"))
+
+
+def save_model(model, tokenizer, output_dir, state_dict=None):
+    """Save model and tokenizer into the folder. The files are complete before the first old one is replaced.
+
+    Args: state_dict: the model's weights, where processes hold only parts of them.
+    Returns: the names of the files.
+    """
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
-        model.save_pretrained(folder)
+        # a copy: save_pretrained takes out what it has written
+        model.save_pretrained(folder, **({"state_dict": dict(state_dict)} if state_dict is not None else {}))
         tokenizer.save_pretrained(folder)
-        for file in Path(folder).iterdir():
+        files = sorted(Path(folder).iterdir())
+        for file in files:
             os.replace(file, Path(output_dir) / file.name)
+    return [file.name for file in files]
 
 
 def write_json(value, path):
     """Write JSON atomically."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_whole(path, write):
+    """Let `write` make a file, and put it in place at once. Args: write: (path) -> None."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.saving")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write(temporary)
     os.replace(temporary, path)
 
 

@@ -52,6 +52,9 @@ class TrainConfig(DataConfig):
     max_steps: int | None = option(None, "stop after so many optimizer steps")
     per_device_train_batch_size: int = option(32, "rows of a training batch, on each device")
     gradient_accumulation_steps: int = option(1, "batches that make one optimizer step")
+    tokens_per_batch: int | None = option(
+        None, "padded tokens of a training batch, on each device, in place of a fixed number of rows"
+    )
     learning_rate: float = option(5e-5, "peak learning rate of the weights")
     activation_learning_rate: float = option(1e-3, "peak learning rate of activation parameters (no weight decay)")
     weight_decay: float = option(0.01, "AdamW weight decay; not on biases, norms and activations")
@@ -60,19 +63,32 @@ class TrainConfig(DataConfig):
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: no clipping")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; unset: accelerate's setting")
     gradient_checkpointing: bool = option(False, "trade time for memory")
+    train: Literal["all", "activations", "activations+bias", "activations+head"] = option(
+        "all", "what trains; the rest is frozen, and a delta of what was trained is stored in output_dir/delta"
+    )
     freeze_embeddings: bool = option(False, "do not train the word embeddings (faster on CPU)")
     eval_steps: int | None = option(None, "evaluate every so many steps; unset: after every epoch")
     early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better score")
     logging_steps: int = option(20, "steps between two lines in metrics.jsonl")
     report_to: list[str] = option([], "Accelerate trackers, for example tensorboard or wandb")
+    resume: bool = option(False, "go on with the interrupted run in output_dir; starts anew where there is none")
+    save_steps: int | None = option(None, "write a checkpoint every so many steps")
+    save_minutes: float | None = option(15.0, "write a checkpoint every so many minutes; null: only at SIGTERM")
+    save_total_limit: int = option(2, "how many checkpoints are kept, the newest")
+    on_nan: Literal["stop", "skip"] = option("stop", "a loss or gradient that is not finite: stop, or skip the step")
+    ddp_timeout: int = option(600, "seconds that a process waits for the others before it gives up")
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(
             self,
             *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            "tokens_per_batch",
             *("eval_steps", "early_stopping_patience", "logging_steps"),
+            *("save_steps", "save_minutes", "save_total_limit", "ddp_timeout"),
         )
+        if self.resume and self.overwrite_output_dir:
+            raise ConfigError("resume and overwrite_output_dir are both true; pass one of them")
         check_not_negative(self, "learning_rate", "activation_learning_rate", "weight_decay", "max_grad_norm")
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"warmup_ratio is {self.warmup_ratio}, allowed are 0 up to but not including 1")
@@ -103,6 +119,7 @@ class DistillConfig(LossConfig, TrainConfig):
     continuous: bool = option(False, "LMA: neighbouring pieces meet")
     per_channel: bool = option(True, "LMA: own pieces for every unit")
     calibration_batches: int = option(8, "training batches that place the segments and rank the FFN units")
+    teacher_cache: str | None = option(None, "folder that keeps the teacher's answers for later runs; unset: none")
     allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
     learning_rate: float = option(3e-4, "peak learning rate of the weights")
 
@@ -110,6 +127,16 @@ class DistillConfig(LossConfig, TrainConfig):
         super().__post_init__()
         check_positive(self, "calibration_batches")
         self.check_losses()
+        if self.teacher_cache and (live := {"attention", "relation"} & set(self.weighted_parts)):
+            raise ConfigError(
+                f"teacher_cache keeps logits and hidden states, but {min(live)}_loss_weight looks into the teacher; "
+                "drop one of them"
+            )
+        if self.train != "all" and (self.hidden_size is not None or self.num_attention_heads is not None):
+            raise ConfigError(
+                f"train is {self.train!r}, but a student with its own hidden_size or num_attention_heads starts from "
+                "random weights, which would stay random; drop these or train all"
+            )
 
     @property
     def resolved_layer_map(self):

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lma_hf.cli.__main__ import main
-from lma_hf.cli.distill import check_teacher, majority_scores
+from lma_hf.cli.teachers import check_scores, majority_scores
 from lma_hf.data.glue import get_task
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.errors import DataError
@@ -194,12 +194,8 @@ def test_swapped_labels_are_noticed_where_f1_selects():
     scores = compute_metrics(task, np.concatenate([swapped[:80], np.eye(2)[labels[80:]]]), labels)
     assert scores["f1"] > 0.3
 
-    class FixedScores:
-        def __call__(self, model):
-            return {"validation": scores}
-
-    evaluator = FixedScores()
-    evaluator.task = task
-    config = SimpleNamespace(teacher="swapped", allow_weak_teacher=False)
+    config = SimpleNamespace(allow_weak_teacher=False)
     with pytest.raises(DataError, match=r"accuracy 0\.2000"):
-        check_teacher(None, evaluator, {"validation": {"labels": labels}}, config)
+        check_scores(
+            {"validation": scores}, SimpleNamespace(task=task), {"validation": {"labels": labels}}, config, "x"
+        )

@@ -141,6 +141,38 @@ def test_library_call_and_mixed_precision(tmp_path, data_dir, teacher_dir):
     assert 0 < results["calibration"]["label_agreement"] <= 1
 
 
+@pytest.mark.parametrize("train", ["activations", "activations+head"])
+def test_activations_alone_train_and_leave_a_delta(tmp_path, data_flags, teacher_dir, train):
+    flags = ["--train", train, "--activation_learning_rate", "1e-2", "--per_channel", "false"]
+    results = distill(data_flags, teacher_dir, tmp_path / "student", *flags)
+    assert results["num_trained_parameters"] == 2 * 2 * 8 + (2 * 32 + 2 if train == "activations+head" else 0)
+    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").state_dict()
+    base = lma_hf.build_student(teacher, 2, activation=None)
+    loaded = lma_hf.load_delta_(base, tmp_path / "student" / "delta").state_dict()
+    assert set(loaded) == set(student)
+    assert all(torch.equal(loaded[name], student[name]) for name in student)
+    assert json.loads((tmp_path / "student" / "delta" / "delta.json").read_text())["base_model"] == str(teacher_dir)
+    # a swapped model can be taught the same way
+    flags = ["--model_name_or_path", str(tmp_path / "student"), "--output_dir", str(tmp_path / "taught")]
+    assert main(["teach", *data_flags, *flags, "--train", train, "--max_steps", "2"]) == 0
+    taught = load_file(tmp_path / "taught" / "model.safetensors")
+    assert {name for name in taught if not torch.equal(taught[name], student[name])} >= {
+        name for name in taught if name.endswith("slope")
+    }
+    lma_hf.load_delta_(base, tmp_path / "taught" / "delta")
+
+
+def test_activations_alone_need_some_and_weights_to_stand_on(tmp_path, data_flags, teacher_dir, capsys):
+    common = ["distill", *data_flags, "--teacher", str(teacher_dir), "--output_dir", str(tmp_path / "student")]
+    assert main([*common, "--num_layers", "2", "--train", "activations", "--activation", "gelu"]) == 2
+    assert "holds no learnable activation" in capsys.readouterr().err
+    flags = ["--train", "activations", "--hidden_size", "16", "--num_attention_heads", "2"]
+    assert main([*common, *flags]) == 2
+    assert "would stay random" in capsys.readouterr().err
+    assert not (tmp_path / "student").exists()
+
+
 def test_tracker_receives_losses_and_scores(tmp_path, data_flags, teacher_dir):
     pytest.importorskip("tensorboard", reason="the trackers extra is not installed")
     distill(data_flags, teacher_dir, tmp_path / "student", "--report_to", "tensorboard")

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -76,7 +78,7 @@ def test_unshuffled_rows_keep_the_dataset_order(tokenized, tiny_tokenizer):
 def test_every_pass_has_every_row_in_another_order_that_the_seed_fixes(tokenized, tiny_tokenizer):
     def two_passes(seed):
         loader = make_dataloader(tokenized, tiny_tokenizer, 10, shuffle=True, seed=seed)
-        return [list(loader.sampler), list(loader.sampler)]
+        return [[row for batch in loader.batch_sampler for row in batch] for _ in range(2)]
 
     first, second = two_passes(3)
     assert sorted(first) == sorted(second) == list(range(100))
@@ -100,6 +102,23 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(tokenized, tiny
 
     shards = [list(BatchSamplerShard(batches(10), num_processes=2, process_index=i)) for i in range(2)]
     assert [left + right for left, right in zip(*shards, strict=True)] == list(batches(20))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 19, 20, 21, 100])
+def test_uneven_last_step_is_dealt_out_evenly(tokenized, tiny_tokenizer, rows):
+    loader = make_dataloader(
+        tokenized.select(range(rows)), tiny_tokenizer, 5, shuffle=True, seed=0, total_batch_size=20
+    )
+    batches = list(loader.batch_sampler)
+    assert len(batches) == len(loader) == 4 * math.ceil(rows / 20)
+    assert sorted(row for batch in batches for row in batch) == list(range(rows))
+    for start in range(0, len(batches), 4):
+        sizes = [len(batch) for batch in batches[start : start + 4]]
+        assert max(sizes) - min(sizes) <= 1
+    for numbers, batch in zip(list(loader.batch_sampler), loader, strict=True):
+        # no rows: one of padding alone
+        assert len(batch["labels"]) == max(len(numbers), 1)
+        assert bool(numbers) == bool(batch["attention_mask"].any())
 
 
 def test_real_pairs_with_scores(glue_dir, tiny_tokenizer):

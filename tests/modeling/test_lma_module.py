@@ -6,6 +6,7 @@ import torch
 from modeling.lma_oracle import ema_oracle, knots_oracle, lma_oracle, statistics_oracle, variants
 
 import lma_hf
+from lma_hf.modeling.modeling_lma import one_statistics_update
 
 CHANNELS = 5
 SHARED_OR_OWN = [False, True]
@@ -138,3 +139,23 @@ def test_bad_settings_name_the_value_and_what_is_allowed(key, value, named):
 def test_own_pieces_need_the_number_of_channels():
     with pytest.raises(ValueError, match="num_channels"):
         lma_hf.LMA(per_channel=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [lma_hf.LMAConfig(statistics=name, momentum=0.3) for name in ("batch", "running")],
+    ids=["batch", "running"],
+)
+def test_statistics_move_once_a_step_by_all_that_was_seen(settings):
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    whole, parts = (torch.nn.Sequential(lma_hf.LMA.from_settings(settings)).train() for _ in range(2))
+    for module in (whole, parts):
+        module(x[:20])
+    before = parts[0].running_mean.clone()
+    expected = whole(x)
+    with one_statistics_update(parts):
+        outputs = [parts(part) for part in x.split((7, 50, 3))]
+        assert torch.equal(parts[0].running_mean, before)
+    torch.testing.assert_close(dict(parts.named_buffers()), dict(whole.named_buffers()), rtol=1e-6, atol=1e-6)
+    if settings.statistics == "running":
+        torch.testing.assert_close(torch.cat(outputs), expected, rtol=0, atol=0)

@@ -1,0 +1,58 @@
+"""Accelerate as the commands use it, and its trackers."""
+
+import datetime
+import logging
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, LoggerType
+
+from lma_hf.errors import ConfigError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(config, **kwargs):
+    """An Accelerator for a config with mixed_precision. Raises: ConfigError if this machine cannot do it."""
+    # LMA's statistics are those of the global batch on every process, so DDP has no buffers to broadcast
+    warn_of_single_process()
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # accelerate joins several CPU processes only when told that it is the CPU
+    cpu = not torch.accelerator.is_available()
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    handlers = [ddp]
+    if (timeout_s := getattr(config, "ddp_timeout", None)) is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s)))
+    # otherwise the precision of an earlier run in this process would stay; there is no public way
+    AcceleratorState._reset_state()
+    try:
+        return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers, **kwargs)
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision {precision!r}: {error}") from error
+
+
+def check_trackers(names):
+    """Raises: ConfigError or MissingDependencyError if a tracker is unknown or not installed."""
+    known = sorted({"all", *(str(tracker.value) for tracker in LoggerType)})
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"report_to names {name!r}, allowed are {', '.join(known)}")
+        if name != "all" and name not in available:
+            raise MissingDependencyError(
+                f"report_to names {name!r}, which is not installed; run pip install {name} (tensorboard: "
+                "pip install 'lma_hf[trackers]')"
+            )
+
+
+def warn_of_single_process():
+    """Say so when `accelerate launch --cpu --num_processes N` has started one process (it needs MPI for more)."""
+    launched_for_several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ
+    if launched_for_several and "RANK" not in os.environ:
+        logger.warning(
+            "accelerate launch --cpu has started one process, as it does without an MPI host file; for N processes "
+            "use: torchrun --nproc_per_node N -m lma_hf.cli ..."
+        )
