@@ -12,7 +12,7 @@ from lma_hf.errors import ConfigError
 from lma_hf.training.options import check_not_negative, check_positive, option
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-RESERVED = ("output_dir", "overwrite_output_dir", "seed")
+RESERVED = ("output_dir", "overwrite_output_dir", "resume", "seed")
 
 
 @dataclass(kw_only=True)
