@@ -10,6 +10,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from lma_hf.cli.parser import parse_config
+from lma_hf.compare.study import CompareConfig
 from lma_hf.errors import ConfigError, LmaHfError, TrainingInterrupted
 from lma_hf.training.config import (
     DistillConfig,
@@ -28,6 +29,7 @@ VERBS = {
     "quickstart": (QuickstartConfig, "Distil a first LMA student on movie reviews, with no hub."),
     "teach": (TeachConfig, "Fine-tune a teacher on a GLUE task or your own data."),
     "distill": (DistillConfig, "Distil a shallow student from a fine-tuned teacher."),
+    "compare": (CompareConfig, "Run a study: tasks x students x activations x seeds, in one YAML."),
     "evaluate": (EvaluateConfig, "Evaluate a saved model on a task's validation splits."),
     "push": (PushConfig, "Push a finished run's model, with its card, to the hub."),
     "export": (ExportConfig, "Write a saved model as ONNX, also in int8, or as a torch.export program."),

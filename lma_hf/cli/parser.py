@@ -21,7 +21,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str], *, prog: str, 
 
     Args:
         config_class: dataclass whose fields carry metadata={"help": ...}, of type str, int, float, bool, Literal, a
-            list of str or int, or any of these or None.
+            list of str or int, or any of these or None; or dict, which only the file can give.
         argv: the arguments after the verb; the file stands first, or anywhere as --config FILE.
     Raises: ConfigError for anything that cannot be used, a ValueError of __post_init__ included; SystemExit(0)
         after printing the help for -h.
@@ -30,7 +30,23 @@ def parse_config(config_class: type[Config], argv: Sequence[str], *, prog: str, 
     values = parser.parse_flags(argv)
     file = values.pop("config", None)
     if file is not None:
-        values = {**_from_yaml(Path(file), parser, config_class), **values}
+        values = {**_converted(_read_mapping(Path(file)), parser, config_class, f"{file}: "), **values}
+    return _build(config_class, values)
+
+
+def from_mapping(config_class: type[Config], values: dict[str, Any], where: str) -> Config:
+    """Build the configuration from what a YAML file holds. Args: where: how messages call the place.
+
+    Raises: ConfigError as of `parse_config`.
+    """
+    parser = _ConfigParser(config_class, prog="lma-hf", description=None)
+    try:
+        return _build(config_class, _converted(values, parser, config_class))
+    except LmaHfError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _build(config_class: type[Config], values: dict[str, Any]) -> Config:
     for field in dataclasses.fields(config_class):
         if _is_required(field) and field.name not in values:
             raise ConfigError(f"--{field.name} is missing and has no default; give the flag or set it in the YAML")
@@ -107,7 +123,8 @@ class _Converter:
     def allowed(self) -> str:
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
-        return "true or false" if self.convert is string_to_bool else self.convert.__name__
+        named = {string_to_bool: "true or false", dict: "a mapping, in the YAML file"}
+        return named.get(self.convert, self.convert.__name__)
 
     def __call__(self, text: str) -> Any:
         try:
@@ -120,6 +137,8 @@ class _Converter:
         return value
 
     def from_yaml(self, value: Any) -> Any:
+        if self.convert is dict and isinstance(value, dict):
+            return value
         if isinstance(value, (list, dict)) or value is None:
             raise argparse.ArgumentTypeError(f"got {value!r}, expected {self.allowed}")
         # `no`, 1e5 or 007 are no longer what was written once YAML has read them.
@@ -128,20 +147,20 @@ class _Converter:
         return self(str(value))
 
 
-def _from_yaml(path: Path, parser: _ConfigParser, config_class: type) -> dict[str, Any]:
+def _converted(mapping: dict, parser: _ConfigParser, config_class: type, prefix: str = "") -> dict[str, Any]:
     hints = get_type_hints(config_class)
     known = [field.name for field in dataclasses.fields(config_class) if field.init]
     values = {}
-    for key, value in _read_mapping(path).items():
+    for key, value in mapping.items():
         if key not in known:
-            raise ConfigError(f"{path}: unknown key {key!r}; the nearest known one is {_nearest(str(key), known)!r}")
+            raise ConfigError(f"{prefix}unknown key {key!r}; the nearest known one is {_nearest(str(key), known)!r}")
         if value is None and type(None) in get_args(hints[key]):
             values[key] = None
             continue
         try:
             values[key] = _convert(parser.typed_actions[key], value)
         except argparse.ArgumentTypeError as error:
-            raise ConfigError(f"{path}: {key}: {error}") from error
+            raise ConfigError(f"{prefix}{key}: {error}") from error
     return values
 
 

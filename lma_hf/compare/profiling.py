@@ -1,5 +1,6 @@
 """Size and speed of models, the tables that show them, and the machine they were measured on."""
 
+import hashlib
 import os
 import platform
 import statistics
@@ -34,10 +35,27 @@ def folder_size_mb(path: Path) -> float:
 
     Raises: DataError if the folder holds none.
     """
-    weights = list(Path(path).glob("*.safetensors"))
+    return sum(file.stat().st_size for file in _weight_files(path)) / 1e6
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of the weights (*.safetensors, in the order of their names) in a saved model's folder.
+
+    Raises: DataError if the folder holds none.
+    """
+    digest = hashlib.sha256()
+    for file in _weight_files(path):
+        with open(file, "rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _weight_files(path: Path) -> list[Path]:
+    weights = sorted(Path(path).glob("*.safetensors"))
     if not weights:
         raise DataError(f"{path} holds no *.safetensors; give the folder of a model saved with save_pretrained")
-    return sum(file.stat().st_size for file in weights) / 1e6
+    return weights
 
 
 def measure_latency(

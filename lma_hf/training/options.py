@@ -7,8 +7,8 @@ from lma_hf.errors import ConfigError
 
 def option(default, text):
     """A dataclass field with a default and a help text."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 

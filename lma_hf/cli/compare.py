@@ -1,0 +1,54 @@
+"""`lma-hf compare`: many `distill` runs, described in one YAML, and what they say together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lma_hf.cli.distill import activation_settings
+from lma_hf.cli.loading import resolve_task
+from lma_hf.cli.parser import from_mapping, to_yaml
+from lma_hf.compare.study import check_different, expand, select
+from lma_hf.compare.study_latency import measure_students
+from lma_hf.compare.study_run import run_cells
+from lma_hf.compare.verify import verify_cells
+from lma_hf.errors import OutputDirError
+from lma_hf.training.config import DistillConfig
+
+STUDY = "study.yaml"
+
+
+def compare(config):
+    """Run the cells of a study that are not finished yet, or check finished ones.
+
+    Args: config: a `CompareConfig`.
+    """
+    cells = study_cells(config)
+    if config.verify:
+        verify_cells(config, cells)
+        return
+    study_dir = Path(config.output_dir).expanduser()
+    try:
+        study_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputDirError(f"output_dir {study_dir} cannot be used: {error}; choose another folder") from error
+    to_yaml(replace(config, cells=None), study_dir / STUDY, f"lma-hf compare {study_dir / STUDY}")
+    run_cells(config, cells)
+    if config.latency:
+        measure_students(study_dir, config.threads_per_job)
+
+
+def study_cells(config):
+    """The cells of a study, or those that its `cells` names, with their options as `DistillConfig` takes them.
+
+    Raises: ConfigError or DataError if an option of any cell is not allowed, before a single one is run.
+    """
+    cells = [resolve_options(cell) for cell in expand(config)]
+    check_different(cells)
+    return cells if config.cells is None else select(cells, config.cells, "cells")
+
+
+def resolve_options(cell):
+    """The cell with its options checked and of their proper types. Raises: as of `study_cells`."""
+    settings = from_mapping(DistillConfig, {**cell.options, "seed": cell.seed, "output_dir": "-"}, cell.name)
+    resolve_task(settings)
+    activation_settings(settings)
+    return replace(cell, options={key: getattr(settings, key) for key in cell.options})
