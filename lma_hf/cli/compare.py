@@ -1,23 +1,27 @@
 """`lma-hf compare`: many `distill` runs, described in one YAML, and what they say together."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from lma_hf.cli.distill import activation_settings
-from lma_hf.cli.loading import resolve_task
 from lma_hf.cli.parser import from_mapping, to_yaml
+from lma_hf.compare.report.write import write_report
 from lma_hf.compare.study import check_different, expand, select
 from lma_hf.compare.study_latency import measure_students
 from lma_hf.compare.study_run import run_cells
 from lma_hf.compare.verify import verify_cells
+from lma_hf.data.glue import resolve_task
 from lma_hf.errors import OutputDirError
 from lma_hf.training.config import DistillConfig
+
+logger = logging.getLogger(__name__)
 
 STUDY = "study.yaml"
 
 
 def compare(config):
-    """Run the cells of a study that are not finished yet, or check finished ones.
+    """Run the cells of a study that are not finished yet, and write its report; or check finished ones.
 
     Args: config: a `CompareConfig`.
     """
@@ -34,6 +38,7 @@ def compare(config):
     run_cells(config, cells)
     if config.latency:
         measure_students(study_dir, config.threads_per_job)
+    logger.info("report: %s", write_report(study_dir))
 
 
 def study_cells(config):
