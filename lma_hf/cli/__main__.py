@@ -20,6 +20,7 @@ from lma_hf.training.config import (
     QuickstartConfig,
     TeachConfig,
 )
+from lma_hf.training.probe_config import ProbeConfig
 
 # verb -> (settings, description); lma_hf/cli/<verb>.py holds the function of that name
 VERBS = {
@@ -29,6 +30,7 @@ VERBS = {
     "evaluate": (EvaluateConfig, "Evaluate a saved model on a task's validation splits."),
     "push": (PushConfig, "Push a finished run's model, with its card, to the hub."),
     "export": (ExportConfig, "Write a saved model as ONNX, also in int8, or as a torch.export program."),
+    "probe": (ProbeConfig, "Say how many hidden units an activation is worth, by narrow FFNs fitted to a model's."),
     "profile": (ProfileConfig, "Say which kernel computes LMA here, and how fast it is."),
 }
 USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(
