@@ -44,11 +44,15 @@ class Probe:
 
     def run(self):
         """Returns: rows of COLUMNS, one a fit. Raises: TrainingError if an arm diverges at every learning rate."""
-        total = sum(self._num_fits(arm) * width for arm in self.plan.arms for width in self.plan.widths)
-        # wider FFNs take longer, so that the time left is right only if they count for more
+        total = sum(self._num_fits(arm) * self._cost(width) for arm in self.plan.arms for width in self.plan.widths)
         layout = "{l_bar}{bar}| {elapsed}<{remaining}"
         with tqdm(total=total, desc="probe", bar_format=layout) as self.bar:
             return [row for width in self.plan.widths for arm in self.plan.arms for row in self._probe(arm, width)]
+
+    def _cost(self, width):
+        """About how long a fit takes, in some unit, for the time left."""
+        # measured at hidden size 384: 3.7, 4.8 and 7.9 ms a step at the widths 96, 192 and 384
+        return width + self.ffns[0].train.x.shape[1] // 2
 
     def _num_fits(self, arm):
         pairs = len(self.plan.learning_rates) + len(self._activation_rates(arm)) - 1
@@ -97,5 +101,5 @@ class Probe:
             narrow = start_ffn(ffn, width, arm.settings)
             fit_(narrow, ffn.train, Recipe(*rates, self.plan.steps, self.plan.batch_size), seed)
             self.fits[key] = error_on(narrow, ffn.tuning), error_on(narrow, ffn.report)
-            self.bar.update(width)
+            self.bar.update(self._cost(width))
         return self.fits[key]
