@@ -13,11 +13,12 @@ from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model, resol
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.arms import parse_arms
 from lma_hf.compare.probe import COLUMNS, Plan, Probe
-from lma_hf.compare.probe_plot import check_matplotlib, draw_probe
+from lma_hf.compare.probe_plot import draw_probe
 from lma_hf.compare.probe_report import markdown
 from lma_hf.compare.probe_vectors import collect_ffns
 from lma_hf.compare.probe_worth import chosen_errors, error_table, rates_table, worth_table
 from lma_hf.compare.profiling import environment
+from lma_hf.compare.roofline_plot import check_matplotlib
 from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
 from lma_hf.data.sources import load_texts
 from lma_hf.errors import ConfigError, DataError

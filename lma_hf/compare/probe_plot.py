@@ -1,18 +1,6 @@
 """The picture of a probe: error against width, error beside the reference's, and the units that it saves."""
 
-from lma_hf.errors import MissingDependencyError
-
 DOTS_PER_INCH = 120
-
-
-def check_matplotlib():
-    """Raises: MissingDependencyError if matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the picture of a probe needs matplotlib, which is not installed; run pip install 'lma_hf[plots]'"
-        ) from error
 
 
 def draw_probe(results, path):
@@ -88,4 +76,4 @@ def _label(errors, ratios, saved, results):
     errors.set_yscale("log")
     errors.set_title("unexplained share of the FFN's output", fontsize=11)
     ratios.set_title(f"its difference from {reference}'s, %", fontsize=11)
-    saved.set_title(f"units needed for {reference}'s error, %", fontsize=11)
+    saved.set_title(f"units needed for {reference}'s error: difference, %", fontsize=11)
