@@ -1,6 +1,5 @@
 """The probe: which error narrow FFNs reach with one activation or another, everything else being the same."""
 
-import logging
 import math
 from dataclasses import dataclass, field
 
@@ -9,8 +8,6 @@ from accelerate.utils import tqdm
 from lma_hf.compare.probe_fit import Recipe, error_on, fit_, start_ffn
 from lma_hf.errors import TrainingError
 from lma_hf.modeling.modeling_lma import activation_parameters
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = ("activation", "width", "layer", "seed", "learning_rate", "activation_learning_rate")
 COLUMNS += ("tuning_error", "error", "chosen")
