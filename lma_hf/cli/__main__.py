@@ -23,6 +23,7 @@ from lma_hf.training.config import (
     TeachConfig,
 )
 from lma_hf.training.interruption import lost_process_is_an_error
+from lma_hf.training.probe_config import ProbeConfig
 
 # verb -> (settings, description); lma_hf/cli/<verb>.py holds the function of that name
 VERBS = {
@@ -34,6 +35,7 @@ VERBS = {
     "push": (PushConfig, "Push a finished run's model, with its card, to the hub."),
     "export": (ExportConfig, "Write a saved model as ONNX, also in int8, or as a torch.export program."),
     "report": (ReportConfig, "Write the tables, pictures and HTML report of a study again."),
+    "probe": (ProbeConfig, "Say how many hidden units an activation is worth, by narrow FFNs fitted to a model's."),
     "profile": (ProfileConfig, "Say which kernel computes LMA here, and how fast it is."),
 }
 USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(

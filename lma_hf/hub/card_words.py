@@ -21,7 +21,15 @@ METRICS = {
     "spearmanr": ("spearmanr", "Spearman correlation", "Spearman correlation x 100"),
 }
 ARCHITECTURE_TITLES = {"Bert": "BERT", "Roberta": "RoBERTa", "Electra": "ELECTRA", "Albert": "ALBERT"}
-ACTIVATION_TITLES = {"lma": "LMA", "gelu": "GELU", "relu": "ReLU", "prelu": "PReLU", "swish": "Swish", "aplu": "APLU"}
+ACTIVATION_TITLES = {
+    "lma": "LMA",
+    "gelu": "GELU",
+    "gelu_affine": "GELU with scale and shift",
+    "relu": "ReLU",
+    "prelu": "PReLU",
+    "swish": "Swish",
+    "aplu": "APLU",
+}
 
 
 def score(value):

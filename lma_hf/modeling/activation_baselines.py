@@ -25,6 +25,30 @@ class Swish(nn.Module):
         return x * torch.sigmoid(self.beta.to(x.dtype) * x)
 
 
+class GELUAffine(nn.Module):
+    """y = scale * GELU(x) + shift with a learnable scale and shift a unit.
+
+    Between two linear maps it computes nothing that GELU does not: the second map has room for both. So it is the
+    control for what comes of activation parameters and their learning rate alone, not of another function.
+
+    Args: num_channels: size of the input's last dimension.
+    """
+
+    def __init__(self, num_channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(num_channels))
+        self.shift = nn.Parameter(torch.empty(num_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Start as GELU."""
+        init.ones_(self.scale)
+        init.zeros_(self.shift)
+
+    def forward(self, x):
+        return self.scale.to(x.dtype) * nn.functional.gelu(x) + self.shift.to(x.dtype)
+
+
 class _APLUFunction(torch.autograd.Function):
     """Keeps only the input for backward; plain autograd would keep two tensors a hinge."""
 

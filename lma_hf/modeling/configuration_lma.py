@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 STATISTICS = ("batch", "running", "frozen")
 INITS = ("relu", "fit")
-BASELINES = ("relu", "gelu", "prelu", "swish", "aplu")
+BASELINES = ("relu", "gelu", "gelu_affine", "prelu", "swish", "aplu")
 ACTIVATIONS = ("lma", *BASELINES)
 MAX_SEGMENTS = 64
 
@@ -70,7 +70,7 @@ class LMAConfig:
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Settings of a baseline activation: relu, gelu, prelu, swish or aplu (which has num_segments learnable hinges).
+    """Settings of a baseline activation: one of BASELINES; aplu has num_segments learnable hinges.
 
     Raises: ValueError if a value is not allowed.
     """

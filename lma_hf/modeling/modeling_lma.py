@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS, ACT2FN
 from transformers.models.auto import modeling_auto
 
-from .activation_baselines import APLU, Swish
+from .activation_baselines import APLU, GELUAffine, Swish
 from .activation_lma import LMA, FoldedLMA
 from .configuration_lma import LMAConfig, resolve_activation
 from .swap_record_lma import CODE, HIDDEN_ACT, needs_our_code, read_swap
 from .token_mask_lma import connect_masks
 
-LEARNABLE = (LMA, nn.PReLU, Swish, APLU)
+LEARNABLE = (LMA, nn.PReLU, Swish, APLU, GELUAffine)
 OURS = (*LEARNABLE, FoldedLMA)
 
 
@@ -41,6 +41,8 @@ def build_activation(settings, num_channels=None):
         return LMA.from_settings(settings, num_channels)
     if settings.name == "prelu":
         return nn.PReLU()
+    if settings.name == "gelu_affine":
+        return GELUAffine(num_channels)
     if settings.name == "swish":
         return Swish(num_channels)
     if settings.name == "aplu":
@@ -50,7 +52,7 @@ def build_activation(settings, num_channels=None):
 
 def needs_channels(settings):
     """Whether the activation has parameters of its own for each unit."""
-    return settings.name in ("swish", "aplu") or getattr(settings, "per_channel", False)
+    return settings.name in ("gelu_affine", "swish", "aplu") or getattr(settings, "per_channel", False)
 
 
 def learnable_activations(model):

@@ -46,7 +46,7 @@ def swap_activations_(model, config="lma", *, target_modules=None, filter_fn=Non
 
     Args:
         model: a transformers model, or any nn.Module when `target_modules` or `filter_fn` names the sites.
-        config: an LMAConfig, a BaselineConfig, or a name ("lma", "relu", "gelu", "prelu", "swish", "aplu").
+        config: an LMAConfig, a BaselineConfig, or a name ("lma", "gelu", ...; see `ACTIVATIONS`).
         target_modules: as in PEFT, a regex for whole fqns or a list of fqn suffixes; default: every FFN activation.
         filter_fn: a predicate (module, fqn) -> bool, in place of `target_modules`.
     Returns: SwapReport.

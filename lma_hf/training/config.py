@@ -111,7 +111,7 @@ class DistillConfig(LossConfig, TrainConfig):
     intermediate_size: int | None = option(None, "FFN width; the teacher's most important units are kept")
     hidden_size: int | None = option(None, "width of a student that is trained from scratch")
     num_attention_heads: int | None = option(None, "heads of a student that is trained from scratch")
-    activation: str = option("lma", "FFN activation of the student: lma relu gelu prelu swish aplu")
+    activation: str = option("lma", "FFN activation of the student: lma relu gelu gelu_affine prelu swish aplu")
     num_segments: int = option(8, "pieces of an LMA, hinges of an APLU")
     range_sigmas: float = option(3.0, "LMA: segments span so many deviations to each side of the mean")
     statistics: Literal["batch", "running", "frozen"] = option("running", "LMA: what places the segments in training")

@@ -46,7 +46,7 @@ def test_teacher_learns_and_leaves_its_records(teacher_dir):
     assert results["training"]["best_score"] == max(evaluations)
 
 
-@pytest.mark.parametrize("activation", ["lma", "gelu", "relu", "prelu", "swish", "aplu"])
+@pytest.mark.parametrize("activation", ["lma", "gelu", "gelu_affine", "relu", "prelu", "swish", "aplu"])
 def test_every_activation_distils_down_the_same_path(tmp_path, data_flags, teacher_dir, activation):
     results = distill(data_flags, teacher_dir, tmp_path / "student", "--activation", activation)
     assert results["metrics"]["validation"]["accuracy"] >= 0.9

@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "continuous": lma_hf.LMAConfig(init="fit", continuous=True),
     "prelu": "prelu",
     "swish": "swish",
+    "gelu_affine": "gelu_affine",
     "aplu": "aplu",
 }
 

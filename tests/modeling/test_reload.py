@@ -25,7 +25,7 @@ LMA_CONFIGS = {
     "continuous": lma_hf.LMAConfig(continuous=True, init="fit"),
     "continuous-own": lma_hf.LMAConfig(continuous=True, per_channel=True),
 }
-BASELINES = ("relu", "gelu", "prelu", "swish", "aplu")
+BASELINES = ("relu", "gelu", "gelu_affine", "prelu", "swish", "aplu")
 SECOND_LAYER = {
     "bert": r".*layer\.1\.intermediate\.intermediate_act_fn",
     "distilbert": r".*layer\.1\.ffn\.activation",

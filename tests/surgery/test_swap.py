@@ -18,7 +18,7 @@ BYSTANDERS = {
 }
 LAYER_1 = "bert.encoder.layer.1.intermediate.intermediate_act_fn"
 SETTINGS = [LMAConfig(), LMAConfig(num_segments=4, continuous=True, per_channel=True)]
-SETTINGS += [BaselineConfig(name) for name in ("relu", "gelu", "prelu", "swish", "aplu")]
+SETTINGS += [BaselineConfig(name) for name in ("relu", "gelu", "gelu_affine", "prelu", "swish", "aplu")]
 on_every_model = pytest.mark.parametrize(
     ("architecture", "head"), [(architecture, head) for architecture in ARCHITECTURES for head in HEADS]
 )
