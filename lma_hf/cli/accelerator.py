@@ -8,7 +8,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, LoggerType
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    LoggerType,
+)
 
 from lma_hf.errors import ConfigError, MissingDependencyError
 
@@ -29,7 +34,10 @@ def make_accelerator(config, **kwargs):
     # otherwise the precision of an earlier run in this process would stay; there is no public way
     AcceleratorState._reset_state()
     try:
-        return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers, **kwargs)
+        loading = DataLoaderConfiguration(non_blocking=not cpu)
+        return Accelerator(
+            cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers, dataloader_config=loading, **kwargs
+        )
     except ValueError as error:
         raise ConfigError(f"mixed_precision {precision!r}: {error}") from error
 

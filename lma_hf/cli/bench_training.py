@@ -86,7 +86,7 @@ def run_one(config):
 
 
 def run_rounds(config, argv):
-    """One dict of figures a run. Raises: TrainingError if a run fails."""
+    """Yields all dicts of figures so far after every run. Raises: TrainingError if a run fails."""
     rows = []
     for number in range(config.rounds):
         with tempfile.TemporaryDirectory() as cache:
@@ -97,7 +97,7 @@ def run_rounds(config, argv):
                 if done.returncode:
                     raise TrainingError(f"contender {name} failed in round {number}; what it said stands above")
                 rows.append({"round": number, "contender": name, **json.loads(done.stdout.splitlines()[-1])})
-    return rows
+                yield rows
 
 
 def bench_training(config, argv):
@@ -111,9 +111,9 @@ def bench_training(config, argv):
             load_contender(name)
     folder = Path(config.output_dir).expanduser()
     check_output_dir(folder, config.overwrite_output_dir, [config.dataset, config.teacher])
-    rows = run_rounds(config, argv)
     claim_output_dir(folder)
-    write_records(rows, config, folder)
+    for rows in run_rounds(config, argv):
+        write_records(rows, config, folder)
     print((folder / "table.md").read_text(encoding="utf-8"), end="")
 
 

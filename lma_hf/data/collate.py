@@ -89,8 +89,10 @@ def make_dataloader(
             `TokenBudgetSampler`.
     """
     collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_multiple())
+    # from pinned memory a GPU fetches the next batch while it computes; accelerate reads one ahead
+    pin = torch.accelerator.is_available()
     if not shuffle:
-        return DataLoader(dataset, batch_size=batch_size, collate_fn=collator)
+        return DataLoader(dataset, batch_size=batch_size, collate_fn=collator, pin_memory=pin)
     total = total_batch_size or batch_size
     lengths, generator = _lengths(dataset), torch.Generator().manual_seed(seed)
     if tokens_per_batch:
@@ -98,7 +100,7 @@ def make_dataloader(
     else:
         steps = BatchSampler(LengthGroupedSampler(total, lengths=lengths, generator=generator), total, drop_last=False)
     batches = StepBatches(steps, total // batch_size)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=Collator(collator, dataset[0]))
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=Collator(collator, dataset[0]), pin_memory=pin)
 
 
 class StepBatches(Sampler):

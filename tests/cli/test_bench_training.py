@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import lma_hf.cli.distill as distill_command
 from lma_hf.cli.bench_contenders import make_job, run_other, run_ours
-from lma_hf.cli.bench_training import BenchConfig, main
+from lma_hf.cli.bench_training import OURS, BenchConfig, main
 from lma_hf.cli.parser import parse_config
 from lma_hf.compare.training_contenders import CONTENDERS, PACKAGES, load_contender
 from lma_hf.errors import ConfigError
@@ -225,3 +225,9 @@ def test_failed_run_is_exit_1(make_config, capsys, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert main([*flags_of(make_config()), "--contenders", "plain"]) == 1
     assert "contender plain failed in round 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_contender_of_ours_runs(make_config, tmp_path, name):
+    config = make_config(num_train_epochs=1, teacher_cache=str(tmp_path / "cache"), tokens_per_batch=256)
+    assert run_ours(config, OURS[name])["score"] > 0
