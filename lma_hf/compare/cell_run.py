@@ -214,8 +214,8 @@ def _try_lock(path):
         # whoever had it before us may have removed the file
         if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
+    except (BlockingIOError, FileNotFoundError, FileExistsError):
+        pass  # the last: mkdir, if the folder goes while it looks
     if descriptor is not None:
         os.close(descriptor)
     return None

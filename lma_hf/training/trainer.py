@@ -98,7 +98,7 @@ class Trainer:
         self.seconds, self.examples = 0.0, 0
         self.guard = NanGuard(model, self.optimizer, accelerator) if config.on_nan == "skip" else None
         alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-        self.row_gradients = RowGradients(model, enabled=alone)
+        self.row_gradients = RowGradients(model, enabled=alone, nan_passes=self.guard is not None)
         self.window = LossWindow(skip_nan=self.guard is not None)
 
     def train(self):

@@ -61,7 +61,7 @@ def test_max_length_outside_the_limits_is_refused(splits, tiny_tokenizer, max_le
 
 def test_each_batch_is_padded_to_its_own_longest_row(tokenized, tiny_tokenizer, monkeypatch):
     for multiple in (None, 8):
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda gpu=multiple: bool(gpu))
+        monkeypatch.setattr("lma_hf.data.collate.pad_multiple", lambda multiple=multiple: multiple)
         loader = make_dataloader(tokenized, tiny_tokenizer, 10, shuffle=True, seed=0)
         for batch in loader:
             longest = int(batch["attention_mask"].sum(1).max())

@@ -14,6 +14,7 @@ from lma_hf.errors import TrainingError
 from lma_hf.modeling.modeling_lma import activation_parameters
 from lma_hf.training.config import TeachConfig
 from lma_hf.training.optimizer import build_optimizer, build_scheduler
+from lma_hf.training.row_gradients import RowGradients
 from lma_hf.training.trainer import Trainer
 
 STEPS = 6
@@ -88,14 +89,19 @@ def train_without(model, config, left_out):
     scheduler = build_scheduler(optimizer, STEPS, config)
     batches = list(DataLoader(rows(4 * STEPS * accumulated), batch_size=4))
     model.train()
+    # the gradient of a row would be the same sum in another order
+    row_gradients = RowGradients(model)
     for step in range(STEPS):
         if step + 1 not in left_out:
-            for batch in batches[step * accumulated : (step + 1) * accumulated]:
-                (objective(model, batch)["loss"] / accumulated).backward()
+            with row_gradients:
+                for batch in batches[step * accumulated : (step + 1) * accumulated]:
+                    (objective(model, batch)["loss"] / accumulated).backward()
+            row_gradients.fill()
             if config.max_grad_norm:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()  # without gradients it does nothing
+        row_gradients.clear()
         scheduler.step()
         optimizer.zero_grad()
 
