@@ -53,6 +53,7 @@ def hub(tmp_path):
         yield server
 
 
+@pytest.mark.slow
 def test_revision_of_a_pushed_model_scores_and_predicts(tmp_path, hub):
     flags = ["--model_dir", "tester/nli", "--revision", "tuned", "--dataset", "tester/glue", "--task_name", "mnli"]
     flags += ["--max_length", "24", "--predict", "out", "--output_file", "scores.json"]

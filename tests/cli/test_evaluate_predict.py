@@ -77,6 +77,7 @@ def test_rows_are_in_the_order_of_the_dataset(tmp_path, mnli_data, nli_dir, capl
     assert "nothing is scored" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one(tmp_path, mnli_data, nli_dir):
     # 29 rows in batches of 4 leave a last batch of one row, and the diagnostics leave a process without any
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -80,6 +80,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path, data_flags, teacher_dir
     assert share_apart(weights["one"], weights["half"]) > 0.1
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_script(tmp_path, data_flags, teacher_dir):
     output = ["--teacher", str(teacher_dir), "--output_dir", str(tmp_path / "student"), "--num_layers", "2"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
