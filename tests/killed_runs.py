@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import torch
+
 from lma_hf.training.checkpoint_store import CheckpointStore
 
 STEPS = 20
@@ -32,7 +34,8 @@ def outcome(folder):
 
 def start(flags, folder, *more, **variables):
     """A process that runs a command, with environment variables of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    # another number of threads rounds differently
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **variables}
     command = [sys.executable, "-m", "lma_hf.cli", *flags, "--output_dir", str(folder), *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
