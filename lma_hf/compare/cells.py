@@ -105,7 +105,7 @@ def read_result(folder, latencies=None) -> CellResult:
 
 
 def last_epoch_losses(path) -> dict[str, float]:
-    """Mean training losses over the last epoch of a metrics.jsonl.
+    """Mean training losses over the last epoch of a metrics.jsonl; none if none was finite.
 
     Each line holds means since the line before it, so they are weighted by steps; one that straddles the epoch's
     start counts whole.
@@ -115,10 +115,12 @@ def last_epoch_losses(path) -> dict[str, float]:
     steps = [line["step"] for line in lines]
     windows = [(end - start, line) for start, end, line in zip([0, *steps], steps, lines, strict=False)]
     last = [(weight, line) for weight, line in windows if line["epoch"] > lines[-1]["epoch"] - 1]
+    # null: no step of the window had a finite loss, and --on_nan skip left them out
+    last = [(weight, line) for weight, line in last if line["loss"] is not None]
     names = [name for name in lines[-1] if name == "loss" or name.endswith("_loss")]
     total = sum(weight for weight, _ in last)
     # a loss that began during the epoch has no earlier lines
-    return {name: sum(weight * line.get(name, 0.0) for weight, line in last) / total for name in names}
+    return {name: sum(weight * line.get(name, 0.0) for weight, line in last) / total for name in names if total}
 
 
 def write_table(study_dir):

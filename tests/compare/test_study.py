@@ -113,6 +113,12 @@ def test_last_epochs_losses_are_weighted_by_steps(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     losses = last_epoch_losses(path)
     assert losses == {"loss": (20 * 3 + 10 * 1 + 10 * 2) / 40, "task_loss": (20 * 2 + 10 + 10) / 40}
+    # steps without a finite loss were left out
+    lines[-2] |= {"loss": None, "task_loss": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert last_epoch_losses(path) == {"loss": (20 * 3 + 10 * 1) / 30, "task_loss": (20 * 2 + 10) / 30}
+    path.write_text(json.dumps(lines[-2]) + "\n")
+    assert last_epoch_losses(path) == {}
 
 
 def finished(folder, cell, seconds=10.0, **changes):
