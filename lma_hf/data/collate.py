@@ -98,15 +98,39 @@ def make_dataloader(
     if tokens_per_batch:
         steps = TokenBudgetSampler(lengths, tokens_per_batch, total // batch_size, generator, pad_multiple())
     else:
-        steps = BatchSampler(LengthGroupedSampler(total, lengths=lengths, generator=generator), total, drop_last=False)
+        steps = LengthGroupedSteps(lengths, total, generator)
     batches = StepBatches(steps, total // batch_size)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=Collator(collator, dataset[0]), pin_memory=pin)
+
+
+class LengthGroupedSteps(Sampler):
+    """The rows of every optimizer step, of similar lengths, as lists; the steps come in a random order.
+
+    transformers' LengthGroupedSampler hands out each of its groups (up to 50 steps) from the longest rows to the
+    shortest, so that training would always end on short ones.
+
+    Args: lengths: tokens of every row. rows_per_step: one step of a pass may have fewer. generator: draws another
+        order for every pass.
+    """
+
+    def __init__(self, lengths, rows_per_step, generator):
+        self.generator = generator
+        rows = LengthGroupedSampler(rows_per_step, lengths=lengths, generator=generator)
+        self.steps = BatchSampler(rows, rows_per_step, drop_last=False)
+
+    def __len__(self):
+        return len(self.steps)
+
+    def __iter__(self):
+        steps = list(self.steps)
+        for index in torch.randperm(len(steps), generator=self.generator).tolist():
+            yield steps[index]
 
 
 class StepBatches(Sampler):
     """Row numbers of every batch: each optimizer step's rows, dealt out evenly to its batches.
 
-    An epoch's last step may have fewer rows: none is dropped and none comes twice, but batches get smaller, down to
+    A step may have fewer rows than the others: none is dropped and none comes twice, but batches get smaller, down to
     no row at all. Processes take turns, as accelerate deals batches out.
 
     Args: sampler: of the rows of every step, as lists. batches_per_step: processes x accumulation steps.

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, DatasetDict
 from datasets.utils import are_progress_bars_disabled
 
-from lma_hf.data.collate import make_dataloader, tokenize_splits
+from lma_hf.data.collate import LengthGroupedSteps, make_dataloader, tokenize_splits
 from lma_hf.data.glue import custom_task, get_task
 from lma_hf.data.sources import load_splits
 from lma_hf.errors import DataError
@@ -94,6 +95,17 @@ def test_shuffled_batches_group_similar_lengths(tokenized, tiny_tokenizer):
         return sum(int((batch["attention_mask"] == 0).sum()) for batch in loader)
 
     assert padding(shuffle=True) < padding(shuffle=False) / 2
+
+
+def test_steps_come_in_no_order_of_length():
+    lengths = [length for length in range(1, 101) for _ in range(16)]
+    steps = LengthGroupedSteps(lengths, 8, torch.Generator().manual_seed(0))
+    first, second = ([lengths[step[0]] for step in steps] for _ in range(2))
+    for means in first, second:
+        # transformers' order is .97 here: 50 steps from long to short, four times
+        falling = sum(left >= right for left, right in pairwise(means)) / (len(means) - 1)
+        assert 0.35 < falling < 0.65
+    assert first != second
 
 
 def test_global_batches_do_not_depend_on_the_number_of_processes(tokenized, tiny_tokenizer):
