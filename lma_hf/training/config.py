@@ -63,6 +63,7 @@ class TrainConfig(DataConfig):
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: no clipping")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; unset: accelerate's setting")
     gradient_checkpointing: bool = option(False, "trade time for memory")
+    compile: bool = option(False, "torch.compile the model; minutes at the start, and on CPUs no gain was seen")
     train: Literal["all", "activations", "activations+bias", "activations+head"] = option(
         "all", "what trains; the rest is frozen, and a delta of what was trained is stored in output_dir/delta"
     )

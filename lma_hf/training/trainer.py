@@ -85,6 +85,9 @@ class Trainer:
             # older releases of transformers 5 know the second name only
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
+        if config.compile:
+            # row lengths change from batch to batch
+            model.compile(dynamic=True)
         self.model, self.optimizer, loader = accelerator.prepare(model, optimizer, train_loader)
         self.batches = BatchStream(loader, accelerator.device)
         self.plain_objective = objective

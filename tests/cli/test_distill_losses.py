@@ -111,3 +111,18 @@ def test_what_does_not_fit_is_one_line_before_training(tmp_path, distill, flags,
     assert message in error
     assert sum(line.startswith("lma-hf: error: ") for line in error.splitlines()) == 1
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.slow
+# torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_training_is_the_same(tmp_path, distill):
+    distill("--activation", "lma", name="eager")
+    distill("--activation", "lma", "--compile", "true", name="compiled")
+    for found, expected in zip(losses(tmp_path / "compiled"), losses(tmp_path / "eager"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    eager, compiled = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("eager", "compiled")
+    )
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
