@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, ReadInstruction, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from lma_hf.data.columns import check_columns, encode_split, encode_texts, find_label_names
@@ -34,6 +34,7 @@ def load_splits(
     Args:
         source: hub id ("nyu-mll/glue"), or a local folder with <task>/<split>.<type> or <split>.<type>, where type
             is parquet, csv, tsv or jsonl.
+        splits: names, or slices of splits as `datasets` writes them: "train[:90%]", "train[1000:2000]".
         dataset_config: configuration of a hub dataset that has several (GLUE's tasks are).
         max_samples: split -> upper bound of rows, chosen at random by `seed`; a smaller bound keeps a prefix of
             what a larger one keeps.
@@ -45,7 +46,7 @@ def load_splits(
     _check_max_samples(max_samples, splits)
     available = find_splits(source, task, dataset_config)
     wanted = [split for split in splits if _is_there(split, available, task, source)]
-    raw = {split: _open(available[split], task) for split in wanted}
+    raw = {split: _open(split, available, task) for split in wanted}
     for split, dataset in raw.items():
         check_columns(dataset, task, f"split '{split}' of {source}")
     if raw and not task.is_regression:
@@ -71,10 +72,10 @@ def load_texts(source: str, task: Task, split: str, *, dataset_config: str | Non
     except DataError as error:
         logger.warning("no split '%s' of task '%s', skipping it: %s", split, task.name, error)
         return None
-    if split not in available:
+    if _split_name(split) not in available:
         logger.warning("%s has no split '%s' of task '%s', skipping it", source, split, task.name)
         return None
-    dataset, where = _open(available[split], task), f"split '{split}' of {source}"
+    dataset, where = _open(split, available, task), f"split '{split}' of {source}"
     check_columns(dataset, task, where, with_label=False)
     return encode_texts(dataset, task, where)
 
@@ -131,7 +132,7 @@ def _hub_splits(source: str, dataset_config: str | None) -> DatasetDict:
 
 
 def _is_there(split: str, available: Mapping[str, Path | Dataset], task: Task, source: str) -> bool:
-    if split in available:
+    if _split_name(split) in available:
         return True
     there = ", ".join(item.name if isinstance(item, Path) else name for name, item in available.items())
     if split not in task.validation_splits[1:]:
@@ -143,8 +144,31 @@ def _is_there(split: str, available: Mapping[str, Path | Dataset], task: Task, s
     return False
 
 
-def _open(item: Path | Dataset, task: Task) -> Dataset:
-    return _read_file(item, task) if isinstance(item, Path) else item
+def _split_name(split: str) -> str:
+    return split.partition("[")[0]
+
+
+def _open(split: str, available: Mapping[str, Path | Dataset], task: Task) -> Dataset:
+    name = _split_name(split)
+    item = available[name]
+    dataset = _read_file(item, task) if isinstance(item, Path) else item
+    return dataset if split == name else _slice(dataset, split)
+
+
+def _slice(dataset: Dataset, split: str) -> Dataset:
+    name = _split_name(split)
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({name: len(dataset)})
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"split '{split}' is no slice of the {len(dataset)} rows of '{name}' ({_reason(error)}); write "
+            f"{name}[:90%], {name}[90%:] or {name}[1000:2000]"
+        ) from error
+    rows = [row for part in parts for row in range(part.from_, part.to)]
+    if not rows:
+        raise DataError(f"split '{split}' has no rows; '{name}' has {len(dataset)}")
+    with no_progress_bars():
+        return dataset.select(rows, keep_in_memory=True)
 
 
 def _read_file(path: Path, task: Task) -> Dataset:
@@ -177,8 +201,8 @@ def _train_first(
 ) -> dict[str, Dataset]:
     # Class ids must not depend on which splits were asked for, so inferring needs the training split in any case.
     train = {split: dataset for split, dataset in raw.items() if split == task.train_split}
-    if not train and not task.label_names and task.train_split in available:
-        train = {task.train_split: _open(available[task.train_split], task)}
+    if not train and not task.label_names and _split_name(task.train_split) in available:
+        train = {task.train_split: _open(task.train_split, available, task)}
         check_columns(train[task.train_split], task, f"split '{task.train_split}' of {source}")
     return train | dict(raw)
 

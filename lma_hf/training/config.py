@@ -23,8 +23,10 @@ class DataConfig:
     label_column: str = option("label", "own data: column of the label")
     label_names: list[str] | None = option(None, "own data: class names in id order; unset: taken from the data")
     is_regression: bool = option(False, "own data: the label is a number")
-    train_split: str | None = option(None, "name of the training split, where it differs from the task's")
-    validation_split: str | None = option(None, "name of the validation split, where it differs from the task's")
+    train_split: str | None = option(None, "training split, where it differs from the task's; slices: train[:90%]")
+    validation_split: str | None = option(
+        None, "validation split, where it differs from the task's; slices: train[90%:]"
+    )
     max_length: int = option(128, "longest input in tokens; longer ones are truncated")
     max_train_samples: int | None = option(None, "train on a random subset of so many rows")
     max_eval_samples: int | None = option(None, "evaluate on a random subset of so many rows")

@@ -238,3 +238,30 @@ def test_real_validation_splits(glue_dir, name, rows):
 def test_real_hidden_test_labels(glue_dir):
     with pytest.raises(DataError, match=r"hidden \(-1 in 3000 of 3000 rows\)"):
         load_splits(str(glue_dir), get_task("rte"), ["test"])
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train[:90%]", range(9)),
+        ("train[90%:]", [9]),
+        ("train[2:5]", [2, 3, 4]),
+        ("train[-3:]", [7, 8, 9]),
+        ("train[:2]+train[8:]", [0, 1, 8, 9]),
+    ],
+)
+def test_slices_are_those_of_datasets(tmp_path, split, rows):
+    write(tmp_path / "train.jsonl", labelled([0, 1] * 5))
+    splits, task = load_splits(str(tmp_path), MINE, [split])
+    assert splits[split]["text"] == [f"row {row}" for row in rows]
+    whole = datasets.load_dataset("json", data_files={"train": str(tmp_path / "train.jsonl")}, split=split)
+    assert splits[split]["text"] == whole["text"]
+    # one row alone must not decide which labels there are
+    assert task.label_names == ("0", "1")
+
+
+@pytest.mark.parametrize("split", ["train[:200%]", "train[90%", "train[]", "train[5:2]", "train[2:4]+other"])
+def test_a_slice_that_is_none_is_refused(tmp_path, split):
+    write(tmp_path / "train.jsonl", labelled([0, 1] * 5))
+    with pytest.raises(DataError, match=r"split 'train\[.*'train'"):
+        load_splits(str(tmp_path), MINE, [split])
