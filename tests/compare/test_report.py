@@ -14,6 +14,7 @@ from study_cells import made_up_cell, made_up_study
 import lma_hf
 from lma_hf.cli.__main__ import main
 from lma_hf.compare.cells import read_results
+from lma_hf.compare.report.figures import legend, panels, to_svg
 from lma_hf.compare.report.learned_pictures import learned_pictures
 from lma_hf.compare.report.score_pictures import pareto_front
 from lma_hf.compare.report.words import verdict
@@ -187,3 +188,14 @@ def test_bad_input(study_dir, tmp_path, capsys):
     assert main(["report", "--study_dir", str(study_dir), "--wanted_difference", "0"]) == 2
     assert main(["report", "--study_dir", str(study_dir), "--baselines", "gelu", "gelu"]) == 2
     assert "each once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variants", [1, 9, 60])
+def test_a_legend_of_any_length_leaves_room_for_the_axes(variants):
+    figure, ((axes,),) = panels(1)
+    for number in range(variants):
+        axes.plot([0, 1], [0, number], label=f"lma8_per_channel, lr=middle {number}")
+    legend(figure, axes)
+    to_svg(figure)  # matplotlib warns, which is an error in tests, where axes have no room
+    inches = axes.get_position().height * figure.get_figheight()
+    assert inches > 1.5

@@ -65,10 +65,12 @@ def tidy(axes: Any) -> None:
 
 
 def legend(figure: Any, axes: Any) -> None:
-    """One legend below all panels, of what `axes` shows."""
+    """One legend below all panels, of what `axes` shows; a long one makes the figure higher."""
     handles, labels = axes.get_legend_handles_labels()
     width = 0.6 + 0.085 * max(map(len, labels))  # of an entry, in inches
     columns = max(1, min(len(labels), int(figure.get_figwidth() / width)))
+    rows = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 2))  # `panels` leaves room for two
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
