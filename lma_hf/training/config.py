@@ -120,7 +120,7 @@ class DistillConfig(LossConfig, TrainConfig):
     statistics: Literal["batch", "running", "frozen"] = option("running", "LMA: what places the segments in training")
     init: Literal["relu", "fit"] = option("fit", "LMA: start as a ReLU, or fitted to the teacher's activation")
     continuous: bool = option(False, "LMA: neighbouring pieces meet")
-    per_channel: bool = option(True, "LMA: own pieces for every unit")
+    per_channel: bool = option(False, "LMA: own pieces for every unit")
     calibration_batches: int = option(8, "training batches that place the segments and rank the FFN units")
     teacher_cache: str | None = option(None, "folder that keeps the teacher's answers for later runs; unset: none")
     allow_weak_teacher: bool = option(False, "go on although the teacher is no better than the majority class")
