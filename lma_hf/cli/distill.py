@@ -4,19 +4,18 @@ import logging
 from dataclasses import asdict
 from itertools import islice
 
+from datasets import DatasetDict
+
 from lma_hf.cli.extra_data import add_unlabelled
 from lma_hf.cli.loading import load_data
 from lma_hf.cli.objective import make_objective
 from lma_hf.cli.run import TrainingRun
+from lma_hf.cli.students import activation_settings, load_pretrained_student, make_student
+from lma_hf.cli.teacher_cache import with_teacher_rows
 from lma_hf.cli.teachers import CheckedTeacher, answering, labels_of_teacher, load_extra_teachers
 from lma_hf.distillation.objective import paired_states
-from lma_hf.errors import ConfigError
-from lma_hf.modeling.configuration_lma import BaselineConfig, LMAConfig
-from lma_hf.student.build import build_student
 from lma_hf.student.layer_map import resolve_layer_map
 from lma_hf.student.warmup import warm_up_ffns_
-from lma_hf.surgery.calibrate import calibrate_
-from lma_hf.surgery.swap import swap_activations_
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +32,32 @@ def distill(config):
         return run.finished_results
     splits, task = load_data(config, with_train=True)
     tokenizer, teacher = run.load(config.teacher, "teacher")
-    layer_map = resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
+    student_tokenizer, pretrained = load_pretrained_student(run, teacher, tokenizer)
+    layer_map = (
+        []
+        if pretrained
+        else resolve_layer_map(config.resolved_layer_map, config.num_layers, teacher.config.num_hidden_layers)
+    )
     mapping = labels_of_teacher(teacher, task, config)
     models = [(config.teacher, teacher, list(range(teacher.config.num_labels)))]
     models += load_extra_teachers(run, task, tokenizer, teacher)
     splits, labelled_share = add_unlabelled(splits, task, config)
     tokenized = run.tokenize(splits, task, tokenizer, mapping)
-    evaluator = run.evaluator(tokenized, task, tokenizer, mapping)
+    # as the student reads the texts
+    rows = tokenized if student_tokenizer is tokenizer else run.tokenize(splits, task, student_tokenizer, mapping)
+    evaluator = run.evaluator(rows, task, student_tokenizer, mapping)
     teachers = [CheckedTeacher(run, *named, tokenizer, tokenized, task, mapping) for named in models]
-    batches = calibration_batches(run, tokenized[task.train_split], tokenizer)
-    student, calibration = make_student(teacher, activation, batches, config)
+    batches = calibration_batches(run, rows[task.train_split], student_tokenizer)
+    student, calibration = make_student(teacher, pretrained, activation, batches, config)
     run.freeze_(student)
     warmup = warm_up(run, student, teacher, layer_map, tokenized[task.train_split], tokenizer)
     states = paired_states(layer_map, config.weighted_parts, config.hidden_cosine_layers)
-    answers, rows = answering(teachers, tokenized[task.train_split], states, config)
+    answers, positions = answering(teachers, tokenized[task.train_split], states, config)
+    if positions is not None:
+        rows = DatasetDict({**rows, task.train_split: with_teacher_rows(rows[task.train_split], positions)})
     objective = make_objective(answers, teacher, student, layer_map, config, labelled_share)
     records = {
+        "student": config.student_name_or_path,
         "activation": {"name": activation.name, **asdict(activation)},
         "layer_map": layer_map,
         "teacher": teachers[0].record,
@@ -60,7 +69,7 @@ def distill(config):
     # with a cache nothing needs the teachers from here on, and training has their memory
     del teachers, models, teacher
     objective = objective.to(run.accelerator.device)
-    return run.train(student, tokenizer, objective, {**tokenized, task.train_split: rows}, evaluator, records)
+    return run.train(student, student_tokenizer, objective, rows, evaluator, records)
 
 
 def calibration_batches(run, rows, tokenizer):
@@ -92,32 +101,3 @@ def warm_up(run, student, teacher, layer_map, rows, tokenizer):
     )
     logger.info("%s", report)
     return report
-
-
-def activation_settings(config):
-    """The student's activation as a settings object. Raises: ConfigError if a value is not allowed."""
-    try:
-        if config.activation != "lma":
-            return BaselineConfig(config.activation, config.num_segments)
-        names = ("num_segments", "range_sigmas", "statistics", "init", "continuous", "per_channel")
-        return LMAConfig(**{name: getattr(config, name) for name in names})
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def make_student(teacher, activation, batches, config):
-    """(student, CalibrationReport of an LMA student or None)."""
-    student = build_student(
-        teacher,
-        config.num_layers,
-        config.resolved_layer_map,
-        activation=None,
-        intermediate_size=config.intermediate_size,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        calibration_batches=batches,
-    )
-    logger.info("%s", swap_activations_(student, activation))
-    calibration = calibrate_(student, batches) if activation.name == "lma" else None
-    logger.info("%s", calibration)
-    return student, calibration

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from lma_hf.cli.loading import label_names_of, labels_of_model
-from lma_hf.cli.teacher_cache import TeacherCache, with_teacher_rows
+from lma_hf.cli.teacher_cache import TeacherCache
 from lma_hf.data.labels import check_same_labels, label_mapping
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.distillation.teacher import Teacher, TeacherEnsemble
@@ -39,23 +39,23 @@ class CheckedTeacher:
 
 
 def answering(teachers, rows, states, config):
-    """One teacher for all of them, and the training rows as it needs them.
+    """One teacher for all of them.
 
     Args: teachers: `CheckedTeacher`s. rows: a tokenized split. states: which hidden states of the first are needed.
-    Returns: (`Teacher`, `CachedTeacher` or `TeacherEnsemble`, rows).
+    Returns: (`Teacher`, `CachedTeacher` or `TeacherEnsemble`, where the cache keeps the answer of every row or None).
     """
-    answers = [teacher.live for teacher in teachers]
+    answers, positions = [teacher.live for teacher in teachers], None
     if config.teacher_cache:
         wanted = [sorted(set(states)), *[()] * (len(teachers) - 1)]
         answers = [teacher.cache.answers(rows, its) for teacher, its in zip(teachers, wanted, strict=True)]
         # where a row's answer stands depends on the rows alone
-        rows = with_teacher_rows(rows, answers[0][1])
+        positions = answers[0][1]
         answers = [cached for cached, _ in answers]
     if len(answers) == 1:
-        return answers[0], rows
+        return answers[0], positions
     label_maps = [teacher.label_map for teacher in teachers]
     weights = config.resolved_teacher_weights
-    return TeacherEnsemble(answers, label_maps, average=config.teacher_average, weights=weights), rows
+    return TeacherEnsemble(answers, label_maps, average=config.teacher_average, weights=weights), positions
 
 
 def load_extra_teachers(run, task, tokenizer, first):

@@ -132,7 +132,9 @@ def _distillation(facts):
     if config.get("schedules"):
         loss += f", with {listing(config['schedules'])} over the run"
     start = ""
-    if config.get("hidden_size") is None:
+    if config.get("student_name_or_path"):
+        start = f" It started from the pretrained `{config['student_name_or_path']}`."
+    elif config.get("hidden_size") is None:
         layers = listing(results["layer_map"])
         start = f" It started from layers {layers} of the teacher `{results['teacher']['name']}` (counted from 0)."
     return f"Distilled with `lma-hf distill`.{start} The loss is {loss}."

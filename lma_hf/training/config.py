@@ -2,9 +2,10 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from lma_hf.distillation.objective import FEATURES
 from lma_hf.errors import ConfigError
 from lma_hf.training.loss_config import LossConfig
 from lma_hf.training.options import check_names, check_not_negative, check_positive, check_seed, option
@@ -109,6 +110,9 @@ class DistillConfig(LossConfig, TrainConfig):
     """Distil a shallow student from a fine-tuned teacher."""
 
     teacher: str = field(metadata={"help": "fine-tuned teacher: hub id or folder"})
+    student_name_or_path: str | None = option(
+        None, "pretrained student, in place of one built from the teacher's layers: hub id or folder"
+    )
     num_layers: int = option(3, "layers of the student")
     layer_map: list[str] = option(["uniform"], "uniform, first, last, or one teacher layer (from 0) a student layer")
     intermediate_size: int | None = option(None, "FFN width; the teacher's most important units are kept")
@@ -135,10 +139,25 @@ class DistillConfig(LossConfig, TrainConfig):
                 f"teacher_cache keeps logits and hidden states, but {min(live)}_loss_weight looks into the teacher; "
                 "drop one of them"
             )
+        if self.student_name_or_path is not None:
+            self._check_pretrained_student()
         if self.train != "all" and (self.hidden_size is not None or self.num_attention_heads is not None):
             raise ConfigError(
                 f"train is {self.train!r}, but a student with its own hidden_size or num_attention_heads starts from "
                 "random weights, which would stay random; drop these or train all"
+            )
+
+    def _check_pretrained_student(self):
+        shape = ("num_layers", "layer_map", "intermediate_size", "hidden_size", "num_attention_heads")
+        defaults = {field.name: field.default for field in fields(self)} | {"layer_map": ["uniform"]}
+        along_layers = [f"{part}_loss_weight" for part in FEATURES if part in self.weighted_parts]
+        if self.replaces_modules:
+            along_layers.append("replacement_rate")
+        changed = [key for key in (*shape, "activation_warmup_steps") if getattr(self, key) != defaults[key]]
+        if wrong := changed + along_layers:
+            raise ConfigError(
+                f"student_name_or_path is {self.student_name_or_path!r}, which has its own layers, but {wrong[0]} is "
+                "about layers taken from the teacher; drop one of them"
             )
 
     @property
