@@ -129,8 +129,8 @@ def test_full_disk_elsewhere_is_one_clear_error(tmp_path, flags, uninterrupted, 
 
     def full(*args):
         calls.append(args)
-        # the second best model, a line in the middle, results.json (environment.json is the first)
-        if len(calls) == {"save_model": 2, "append_json_line": 6, "write_json": 2}[victim]:
+        # the best model, a line in the middle, results.json (environment.json is the first)
+        if len(calls) == {"save_model": 1, "append_json_line": 6, "write_json": 2}[victim]:
             raise OSError(28, "No space left on device")
         return original(*args)
 
