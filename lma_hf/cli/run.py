@@ -16,7 +16,7 @@ from lma_hf.cli.evaluator import Evaluator
 from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
-from lma_hf.data.collate import make_dataloader, tokenize_splits
+from lma_hf.data.collate import make_dataloader, token_ids, tokenize_splits
 from lma_hf.data.labels import align_labels
 from lma_hf.distillation.fingerprint import weights_fingerprint
 from lma_hf.errors import ConfigError, DataError, TrainingError
@@ -159,6 +159,7 @@ class TrainingRun:
             config=self.config,
             accelerator=self.accelerator,
             activation_parameters=activation_parameters(model),
+            token_ids=token_ids(tokenized[task.train_split], tokenizer),
             around_step=partial(one_statistics_update, model),
             after_step=self.checkpoints.after_step,
         )

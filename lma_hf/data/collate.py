@@ -67,6 +67,12 @@ def _lengths(dataset: Dataset) -> list[int]:
     return pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_pylist()
 
 
+def token_ids(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that batches of a tokenized split can hold, padding included."""
+    tokens = pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["input_ids"])).to_pylist()
+    return sorted({*tokens, tokenizer.pad_token_id} - {None})
+
+
 def make_dataloader(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,

@@ -14,8 +14,8 @@ from lma_hf.training.batches import BatchStream
 from lma_hf.training.loss_window import LossWindow
 from lma_hf.training.nan_guard import NanGuard
 from lma_hf.training.optimizer import build_optimizer, build_scheduler
-from lma_hf.training.row_gradients import RowGradients
 from lma_hf.training.shares import shares_of_step
+from lma_hf.training.used_embeddings import UsedEmbeddings
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Trainer:
         config: a `TrainConfig`.
         accelerator: an `accelerate.Accelerator`.
         activation_parameters: those of the model's parameters that get the activation learning rate.
+        token_ids: all that `train_loader` can hold; on one CPU process no other embeddings cost time or memory then.
         around_step: () -> context manager, entered around the passes of every optimizer step.
         after_step: (step, () -> state_dict) -> None, called on every process after every optimizer step, before an
             evaluation that is due; may write a checkpoint.
@@ -72,6 +73,7 @@ class Trainer:
         config,
         accelerator,
         activation_parameters=(),
+        token_ids=None,
         around_step=nullcontext,
         after_step=lambda step, make_state: None,
     ):
@@ -80,7 +82,12 @@ class Trainer:
         self.around_step, self.after_step = around_step, after_step
         # with a gradient scaler, a fused step hides from accelerate that it was skipped
         fused = accelerator.scaler is None
-        optimizer = build_optimizer([model, objective], activation_parameters, config, fused=fused)
+        alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+        small = alone and token_ids is not None and UsedEmbeddings.suit(model)
+        self.embeddings = UsedEmbeddings(model, token_ids) if small else None
+        trained = [model, objective, *([self.embeddings] if small else [])]
+        with self.embeddings or nullcontext():
+            optimizer = build_optimizer(trained, activation_parameters, config, fused=fused)
         if config.gradient_checkpointing:
             # older releases of transformers 5 know the second name only
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -100,8 +107,6 @@ class Trainer:
         self.step, self.best_score, self.best_step, self.without_gain = 0, -math.inf, 0, 0
         self.seconds, self.examples = 0.0, 0
         self.guard = NanGuard(model, self.optimizer, accelerator) if config.on_nan == "skip" else None
-        alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-        self.row_gradients = RowGradients(model, enabled=alone, nan_passes=self.guard is not None)
         self.window = LossWindow(skip_nan=self.guard is not None)
 
     def train(self):
@@ -110,7 +115,7 @@ class Trainer:
         Returns: TrainResult. Raises: TrainingError if the loss is not finite.
         """
         progress = tqdm(total=self.num_steps, initial=self.step, desc="training", unit="step")
-        with progress as self.bar, self.row_gradients:
+        with progress as self.bar, self.embeddings or nullcontext():
             # checkpoints are taken before the evaluation of their step
             if self.step and self._evaluation_is_due():
                 self._evaluate()
@@ -129,9 +134,11 @@ class Trainer:
         mine = {"random": self.batches.random_state(), "batches": self.batches.state_dict()}
         mine |= {"window": self.window.state_dict()}
         processes = gather_object([mine])
-        self._check_finite([process["window"]["totals"] for process in processes], model)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._check_finite([process["window"]["totals"] for process in processes], [*model.parameters(), *trained])
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "guard": self.guard}
         parts |= {"model": model, "objective": objective, "scaler": self.accelerator.scaler}
+        parts |= {"embeddings": self.embeddings}
         states = {name: part.state_dict() for name, part in parts.items() if part is not None}
         return {**states, "counters": {name: getattr(self, name) for name in COUNTERS}, "processes": processes}
 
@@ -140,6 +147,8 @@ class Trainer:
         device, mine = self.accelerator.device, state["processes"][self.accelerator.process_index]
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.accelerator.unwrap_model(self.objective).load_state_dict(state["objective"])
+        if self.embeddings is not None:
+            self.embeddings.load_state_dict(state["embeddings"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None:
@@ -194,10 +203,10 @@ class Trainer:
             yield
 
     def _apply_gradients(self):
-        self.row_gradients.fill()
         self._clip_gradients()
         self.optimizer.step()
-        self.row_gradients.clear()
+        if self.embeddings is not None and not (self.guard and self.guard.bad):
+            self.embeddings.after_step(self.optimizer.param_groups[0])
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
         self.optimizer.zero_grad()
@@ -237,8 +246,8 @@ class Trainer:
             rates["skipped_steps"] = skipped
         self.log({"step": self.step, "epoch": epoch, **losses, **rates}, self.step)
 
-    def _check_finite(self, totals, model):
-        tensors = [*(total["loss"] for total in totals if total), *model.parameters()]
+    def _check_finite(self, totals, weights):
+        tensors = [*(total["loss"] for total in totals if total), *weights]
         if not all(torch.isfinite(tensor).all() for tensor in tensors):
             raise self._not_finite("losses or weights are not finite")
 
@@ -254,6 +263,8 @@ class Trainer:
         return self.step % every == 0 or self.step == self.num_steps
 
     def _evaluate(self):
+        if self.embeddings is not None:
+            self.embeddings.settle()
         score = self.evaluate(self.model, self.step)
         if score > self.best_score:
             self.best_score, self.best_step, self.without_gain = score, self.step, 0

@@ -7,7 +7,7 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, DatasetDict
 from datasets.utils import are_progress_bars_disabled
 
-from lma_hf.data.collate import LengthGroupedSteps, make_dataloader, tokenize_splits
+from lma_hf.data.collate import LengthGroupedSteps, make_dataloader, token_ids, tokenize_splits
 from lma_hf.data.glue import custom_task, get_task
 from lma_hf.data.sources import load_splits
 from lma_hf.errors import DataError
@@ -140,3 +140,10 @@ def test_real_pairs_with_scores(glue_dir, tiny_tokenizer):
     (batch,) = make_dataloader(validation, tiny_tokenizer, 16, shuffle=False, seed=0)
     assert batch["labels"].dtype == torch.float32
     assert batch["labels"].tolist() == splits["validation"]["label"][:]
+
+
+def test_token_ids_are_those_of_all_batches(tokenized, tiny_tokenizer):
+    loader = make_dataloader(tokenized, tiny_tokenizer, 10, shuffle=True, seed=0)
+    seen = {token for batch in loader for token in batch["input_ids"].flatten().tolist()}
+    assert tiny_tokenizer.pad_token_id in seen
+    assert token_ids(tokenized, tiny_tokenizer) == sorted(seen)
