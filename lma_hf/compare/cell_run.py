@@ -1,7 +1,7 @@
 """One cell, run as a `distill` process of its own: its folder appears whole or not at all, and only once.
 
 A lock that the process inherits says that the cell is being run, also where whoever started it has been killed; the
-next one waits for the process and takes what it left.
+next one waits for the process and takes what it left. A run that was ended from outside goes on from its checkpoint.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,12 @@ import yaml
 
 from lma_hf.compare.cells import CELL, CELLS, Cell
 from lma_hf.compare.profiling import weights_sha256
-from lma_hf.training.checkpoint import RESULTS, RUN_CONFIG, write_json
+from lma_hf.training.checkpoint import METRICS, RESULTS, RUN_CONFIG, write_json
+from lma_hf.training.run_checkpoints import FOLDER as CHECKPOINTS
 
 RUNNING, FAILED, LOG = "running", "failed", "log.txt"
 # what stays of a cell whose model is discarded
-RECORDS = (CELL, RESULTS, RUN_CONFIG, "environment.json", "metrics.jsonl", "config.json", LOG)
+RECORDS = (CELL, RESULTS, RUN_CONFIG, "environment.json", METRICS, "config.json", LOG)
 DISTILL = [sys.executable, "-m", "lma_hf.cli", "distill"]
 POLL_SECONDS, PATIENCE_SECONDS = 0.1, 10
 
@@ -76,7 +78,6 @@ def run_cell(job, stop=None):
             return "stopped"
         if not job.final.is_dir():
             if not _is_complete(job) and (reason := _distill(job, lock, stop)):
-                shutil.rmtree(job.running, ignore_errors=True)
                 return reason
             _finish(job)
         # somebody who waits for the lock may make a new one meanwhile, and then removes the folder in turn
@@ -90,22 +91,31 @@ def _settings(job):
 
 def _is_complete(job):
     """Whether a run with these settings has ended, and whoever started it was killed before it took note."""
+    return _has_begun(job) and (job.running / "run" / RESULTS).is_file()
+
+
+def _has_begun(job):
+    """Whether there is a run with these settings."""
     settings = job.running / "settings.yaml"
-    if not (job.running / "run" / RESULTS).is_file() or not settings.is_file():
+    if not (job.running / "run" / RUN_CONFIG).is_file() or not settings.is_file():
         return False
     return settings.read_text(encoding="utf-8") == _settings(job)
 
 
 def _distill(job, lock, stop):
     """Run the process. Returns: None, or the last line of its log."""
-    _clear(job.running)
     settings = job.running / "settings.yaml"
-    settings.write_text(_settings(job), encoding="utf-8")
     output_dir = Path(job.study_dir, RUNNING, job.running.name, "run")
     command = [*DISTILL, str(settings), "--output_dir", str(output_dir)]
+    if _has_begun(job):
+        command += ["--resume", "true"]
+        _leave_out_pause(job)
+    else:
+        _clear(job.running)
+        settings.write_text(_settings(job), encoding="utf-8")
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(job.threads))
     environment = {**os.environ, **threads, "TQDM_MININTERVAL": "60", "PYTHONUNBUFFERED": "1"}
-    with open(job.running / LOG, "wb") as log:
+    with open(job.running / LOG, "ab") as log:
         process = subprocess.Popen(
             command,
             cwd=job.cwd,
@@ -123,7 +133,15 @@ def _distill(job, lock, stop):
             stopped = _terminate(process)
     if stopped:
         return "stopped"
-    return _keep_log(job, process.returncode) if process.returncode else None
+    return _reason(job, process.returncode) if process.returncode else None
+
+
+def _leave_out_pause(job):
+    """Move the start of a run that goes on, so that the time since it was stopped does not count as its own."""
+    settings, last = job.running / "settings.yaml", job.running / "run" / METRICS
+    if last.is_file():
+        start = settings.stat().st_mtime + time.time() - last.stat().st_mtime
+        os.utime(settings, (start, start))
 
 
 def _terminate(process):
@@ -139,12 +157,17 @@ def _terminate(process):
     return True
 
 
-def _keep_log(job, returncode):
-    """Keep the log of a failed run. Returns: its last line."""
+def _reason(job, returncode):
+    """Keep the log of a run that has failed, and nothing else, unless it was ended from outside and can go on.
+
+    Returns: the log's last line.
+    """
     job.failure_log.parent.mkdir(exist_ok=True)
     _move_log(job, job.failure_log)
     lines = [line.strip() for line in job.failure_log.read_text(encoding="utf-8").splitlines() if line.strip()]
     said = lines[-1] if lines else "it said nothing"
+    if returncode in (1, 2):
+        shutil.rmtree(job.running, ignore_errors=True)
     return said if returncode > 0 else f"ended by signal {-returncode}; its last line: {said}"
 
 
@@ -165,6 +188,7 @@ def _finish(job):
         write_json({**identity, "options": job.cell.options, **measured}, run / CELL)
     if (job.running / LOG).is_file():
         _move_log(job, run / LOG)
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     if not job.keep_model:
         for file in run.iterdir():
             if file.name not in RECORDS:

@@ -197,3 +197,24 @@ def test_killed_in_real_runs(tmp_path, study):
     assert len(started) == 2
     assert main(["compare", study(), "--output_dir", str(tmp_path / "whole")]) == 0
     assert_same_results(tmp_path / "study", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_stopped_real_runs_go_on_from_their_checkpoints(tmp_path, study):
+    """SIGTERM while both train; the same command ends with the bits of a study that was never stopped."""
+    common = yaml.safe_load(Path(study()).read_text())["common"] | {"max_steps": 400, "logging_steps": 1}
+    file = study(common=common)
+    command = [sys.executable, "-m", "lma_hf.cli", "compare", file, "--jobs", "2"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "study" / "running").glob("*/run/metrics.jsonl"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.terminate()
+    assert driver.wait(60) == 1
+    assert read_results(tmp_path / "study") == []
+    assert main(["compare", file]) == 0
+    logs = [(result.folder / "log.txt").read_text() for result in results_in(tmp_path / "study").values()]
+    assert all("going on from step" in log for log in logs)
+    assert main(["compare", file, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert_same_results(tmp_path / "study", tmp_path / "whole")

@@ -88,18 +88,56 @@ def test_failed_cells_are_reported_while_others_go_on_and_run_again_on_restart(t
     assert all(count == 1 + ("relu" in name) for name, count in starts(tmp_path).items())
 
 
-def test_stopping_ends_the_process_and_leaves_no_cell(tmp_path):
-    config, cells = study_worker.make_study(tmp_path)
+def stop_midway(job):
+    """Start a cell and stop it in its run. Returns: what the runner says."""
     stop, answers = threading.Event(), []
-    thread = threading.Thread(target=lambda: answers.append(run_cell(job_of(config, cells[0]), stop)))
+    thread = threading.Thread(target=lambda: answers.append(run_cell(job, stop)))
     thread.start()
-    wait_until(lambda: starts(tmp_path))
+    wait_until(lambda: (job.running / "run" / "checkpoints").is_dir())
     stop.set()
     thread.join(10)
-    assert answers == ["stopped"]
+    return answers[0]
+
+
+def test_stopped_cell_goes_on_where_it_was(tmp_path):
+    config, cells = study_worker.make_study(tmp_path)
+    job = job_of(config, cells[0])
+    assert stop_midway(job) == "stopped"
     assert not is_alive(pids(tmp_path)[0])
     assert not (tmp_path / "cells").exists()
-    assert list((tmp_path / "running").iterdir()) == []
+    # as if it had trained for 100 seconds, and stood still for an hour
+    for name, ago in (("settings.yaml", 3700), ("run/metrics.jsonl", 3600)):
+        (job.running / name).touch()
+        os.utime(job.running / name, (time.time() - ago, time.time() - ago))
+    assert run_cell(job) is None
+    first, second = (tmp_path / "starts.txt").read_text().splitlines()
+    assert "--resume" not in first
+    assert second.endswith("--resume true")
+    (result,) = read_results(tmp_path)
+    assert 100 < result.wall_seconds < 110
+    assert not (result.folder / "checkpoints").exists()
+
+
+def test_stopped_cell_starts_anew_with_other_options(tmp_path):
+    config, cells = study_worker.make_study(tmp_path)
+    stop_midway(job_of(config, cells[0]))
+    changed = replace(cells[0], options={**cells[0].options, "learning_rate": 1e-3})
+    assert run_cell(job_of(config, changed)) is None
+    assert "--resume" not in (tmp_path / "starts.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_cell_that_something_else_has_ended_is_reported_and_goes_on(tmp_path, number):
+    config, cells = study_worker.make_study(tmp_path)
+    job, answers = job_of(config, cells[0]), []
+    thread = threading.Thread(target=lambda: answers.append(run_cell(job)))
+    thread.start()
+    wait_until(lambda: (job.running / "run" / "checkpoints").is_dir())
+    os.kill(pids(tmp_path)[0], number)
+    thread.join(10)
+    assert answers == [f"ended by signal {int(number)}; its last line: training: 100%"]
+    assert run_cell(job) is None
+    assert (tmp_path / "starts.txt").read_text().endswith("--resume true\n")
 
 
 def test_several_runners_of_one_cell_run_it_once(tmp_path):
