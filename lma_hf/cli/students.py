@@ -57,6 +57,8 @@ def make_student(teacher, pretrained, activation, batches, config):
         calibration_batches=batches,
     )
     logger.info("%s", swap_activations_(student, activation))
-    calibration = calibrate_(student, batches) if activation.name == "lma" else None
+    if activation.name != "lma":
+        return student, None
+    calibration = calibrate_(student, batches)
     logger.info("%s", calibration)
     return student, calibration
