@@ -124,6 +124,7 @@ class TrainingRun:
         if self.config.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise ConfigError(f"gradient_checkpointing is true, but {type(model).__name__} has none; drop it")
         self.contents |= {f"rows of split {name}": rows_digest(rows) for name, rows in tokenized.items()}
+        self.contents["kind of device"] = self.accelerator.device.type  # see `UsedEmbeddings`
         identity = run_identity(self.accelerator.num_processes, self.contents)
         self.checkpoints = RunCheckpoints(self.output_dir, self.config, self.accelerator, identity)
         state = self._open_records()
