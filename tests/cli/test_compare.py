@@ -180,15 +180,21 @@ def test_two_ray_nodes_give_the_same_numbers(tmp_path, study, monkeypatch):
     assert_same_results(tmp_path / "study", tmp_path / "ray")
 
 
+def start_two_cells(file, folder, until):
+    """A study in a process of its own, once both its cells have written the file `until`."""
+    command = [sys.executable, "-m", "lma_hf.cli", "compare", file, "--jobs", "2"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((folder / "running").glob(f"*/run/{until}"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return driver
+
+
 @pytest.mark.slow
 def test_killed_in_real_runs(tmp_path, study):
     """Kill the driver while its runs go on; the next one takes over what they leave."""
-    command = [sys.executable, "-m", "lma_hf.cli", "compare", study(), "--jobs", "2"]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "study" / "running").glob("*/run/run_config.yaml"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    driver = start_two_cells(study(), tmp_path / "study", "run_config.yaml")
     driver.kill()
     driver.wait()
     assert read_results(tmp_path / "study") == []
@@ -204,12 +210,7 @@ def test_stopped_real_runs_go_on_from_their_checkpoints(tmp_path, study):
     """SIGTERM while both train; the same command ends with the bits of a study that was never stopped."""
     common = yaml.safe_load(Path(study()).read_text())["common"] | {"max_steps": 400, "logging_steps": 1}
     file = study(common=common)
-    command = [sys.executable, "-m", "lma_hf.cli", "compare", file, "--jobs", "2"]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "study" / "running").glob("*/run/metrics.jsonl"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    driver = start_two_cells(file, tmp_path / "study", "metrics.jsonl")
     driver.terminate()
     assert driver.wait(60) == 1
     assert read_results(tmp_path / "study") == []
