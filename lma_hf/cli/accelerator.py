@@ -18,6 +18,7 @@ from accelerate.utils import (
 from lma_hf.errors import ConfigError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")  # x86, the last one ARM
 
 
 def make_accelerator(config, **kwargs):
@@ -28,6 +29,11 @@ def make_accelerator(config, **kwargs):
     # accelerate joins several CPU processes only when told that it is the CPU
     cpu = not torch.accelerator.is_available()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if cpu and precision == "bf16" and not computes_in_bf16():
+        logger.warning(
+            "mixed_precision bf16: this CPU has no bf16 instructions, so it may be many times slower than "
+            "--mixed_precision no"
+        )
     handlers = [ddp]
     if (timeout_s := getattr(config, "ddp_timeout", None)) is not None:
         handlers.append(InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s)))
@@ -40,6 +46,14 @@ def make_accelerator(config, **kwargs):
         )
     except ValueError as error:
         raise ConfigError(f"mixed_precision {precision!r}: {error}") from error
+
+
+def computes_in_bf16():
+    """Whether this machine's GPU, or without one its CPU, has instructions for bfloat16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
 
 
 def check_trackers(names):

@@ -5,9 +5,9 @@ import os
 import time
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from lma_hf.cli.accelerator import computes_in_bf16
 from lma_hf.cli.distill import distill
 from lma_hf.cli.evaluate import score_saved_model
 from lma_hf.cli.teach import teach
@@ -90,17 +90,9 @@ def common_settings(config):
         "max_length": MAX_LENGTH,
         "max_train_samples": config.max_train_samples,
         "freeze_embeddings": True,
-        "mixed_precision": config.mixed_precision or fast_precision(),
+        "mixed_precision": config.mixed_precision or ("bf16" if computes_in_bf16() else "no"),
         "seed": config.seed,
     }
-
-
-def fast_precision():
-    """ "bf16" where the hardware computes in it, else "no"."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
 
 
 def compare(folder, texts):

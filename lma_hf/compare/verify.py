@@ -54,7 +54,7 @@ def _other_environment(then, now):
     environments = (json.loads((folder / "environment.json").read_text(encoding="utf-8")) for folder in (then, now))
     first, second = ({**found, **found.pop("versions")} for found in environments)
     return [
-        f"{key} {second.get(key)}, was {first.get(key)}"
-        for key in first
-        if key != "date" and first[key] != second.get(key)
+        f"{key} {second.get(key)}, was {first.get(key, 'not recorded')}"
+        for key in sorted({*first, *second})
+        if key != "date" and first.get(key) != second.get(key)
     ]

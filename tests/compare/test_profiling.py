@@ -109,6 +109,7 @@ def test_environment_says_what_a_measurement_depends_on():
     assert found["versions"]["torch"] == torch.__version__
     assert found["torch_threads"] == torch.get_num_threads()
     assert found["processor"]
+    assert found["cpu_capability"] in torch.__config__.show()
     assert socket.gethostname() not in str(found)
     assert str(Path.home()) not in str(found)
 
