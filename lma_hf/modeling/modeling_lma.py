@@ -23,7 +23,8 @@ from transformers.models.auto import modeling_auto
 from .activation_baselines import APLU, GELUAffine, Swish
 from .activation_lma import LMA, FoldedLMA
 from .configuration_lma import LMAConfig, resolve_activation
-from .swap_record_lma import CODE, HIDDEN_ACT, needs_our_code, read_swap
+from .quantizer_lma import register_quantizer
+from .swap_record_lma import CODE, HIDDEN_ACT, PACKED_ACT, needs_our_code, read_swap
 from .token_mask_lma import connect_masks
 
 LEARNABLE = (LMA, nn.PReLU, Swish, APLU, GELUAffine)
@@ -204,17 +205,20 @@ def _model_under_construction():
     return swapped[-1] if swapped else models[0] if models else None
 
 
-def _activation_entry(name):
-    """What `ACT2FN[...]` gives for one of our names; see the module's docstring."""
+def _activation_entry(build):
+    """What `ACT2FN[...]` gives for one of our names; see the module's docstring. Args: build: () -> activation."""
     model = _model_under_construction()
     if model is None:
-        return build_activation(resolve_activation(name))
+        return build()
     model.post_init = functools.partial(_swap_as_recorded, model)
     swap = read_swap(model.config)
-    return build_activation(resolve_activation(name)) if swap is None else ACT2FN[swap.replaced]
+    return build() if swap is None else ACT2FN[swap.replaced]
 
 
 def register():
-    """Add our activations to transformers' ACT2FN; done by `import lma_hf`, and by a model's remote code."""
+    """Tell transformers of our activations and of packed weights; done by `import lma_hf`, and by a model's remote code."""
+    for name in list(ACT2CLS):
+        ACT2FN[PACKED_ACT + name] = (_activation_entry, {"build": functools.partial(ACT2FN.__getitem__, name)})
     for name, hidden_act in HIDDEN_ACT.items():
-        ACT2FN[hidden_act] = (_activation_entry, {"name": name})
+        ACT2FN[hidden_act] = (_activation_entry, {"build": lambda name=name: build_activation(resolve_activation(name))})
+    register_quantizer()

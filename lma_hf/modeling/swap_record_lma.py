@@ -11,6 +11,10 @@ from .configuration_lma import BASELINES, BaselineConfig, LMAConfig, settings_fr
 # Our activations' names where a config names one. transformers has a "prelu" and a "swish" (SiLU) of its own.
 HIDDEN_ACT = {"lma": "lma", **{name: f"lma_hf_{name}" for name in BASELINES}}
 NATIVE = ("relu", "gelu")
+# Before the activation's name in the config of a model whose weights are packed: without our code it shall not load, since
+# transformers would draw such weights at random.
+PACKED_ACT = "packed_"
+NAMES_OF_ACTIVATION = ("hidden_act", "activation", "activation_function")
 # the module whose classes a saved model's `auto_map` names
 CODE = "modeling_lma"
 
@@ -85,7 +89,29 @@ def _forget_code(config):
 def needs_our_code(config):
     """Whether a config names an activation that transformers alone does not know."""
     swap = read_swap(config)
-    return swap is not None and get_key(config, swap.keys[0]) in HIDDEN_ACT.values()
+    swapped = swap is not None and get_key(config, swap.keys[0]) in HIDDEN_ACT.values()
+    return swapped or any(name.startswith(PACKED_ACT) for _, name in _named_activations(config))
+
+
+def mark_activation(config):
+    """Put PACKED_ACT before the activation's name in a config, unless that is unknown to transformers anyway."""
+    for key, name in _named_activations(config):
+        if name in ACT2FN and name not in HIDDEN_ACT.values() and not name.startswith(PACKED_ACT):
+            setattr(config, key, PACKED_ACT + name)
+
+
+def unmark_activation(config):
+    """Inverse of `mark_activation`."""
+    for key, name in _named_activations(config):
+        setattr(config, key, name.removeprefix(PACKED_ACT))
+    if not needs_our_code(config):
+        _forget_code(config)
+
+
+def _named_activations(config):
+    """(key, name) of every attribute that names the activation."""
+    named = ((key, getattr(config, key, None)) for key in NAMES_OF_ACTIVATION)
+    return [(key, name) for key, name in named if isinstance(name, str)]
 
 
 def activation_keys(config, activation):

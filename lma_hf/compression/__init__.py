@@ -1,0 +1,1 @@
+"""Making students smaller still: quantization of their weights."""

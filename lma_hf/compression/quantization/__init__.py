@@ -1,0 +1,1 @@
+"""Weights of few bits: trained with the rounding or with noise of it, and packed."""

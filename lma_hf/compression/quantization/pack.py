@@ -1,0 +1,88 @@
+"""Quantized weights packed into bytes: `quantize_`, and what it saved."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lma_hf.compression.quantization.fake_quantize import master_weight, prepared_schemes
+from lma_hf.compression.quantization.targets import quantizable_modules
+from lma_hf.errors import SurgeryError
+from lma_hf.modeling.modeling_lma import connect
+from lma_hf.modeling.packed_lma import PACKED
+from lma_hf.modeling.quantizer_lma import mark_packed
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What was quantized.
+
+    Attributes:
+        quantized: fqn -> scheme. size_mb, size_mb_before: of all parameters and buffers that are saved, in MB (1e6
+            bytes). sqnr_db: 10 log10 of the weights' mean square over that of the rounding error, over all of them.
+    """
+
+    quantized: dict
+    size_mb: float
+    size_mb_before: float
+    sqnr_db: float
+
+    def __str__(self):
+        schemes = ", ".join(map(str, dict.fromkeys(self.quantized.values())))
+        return (
+            f"quantized {len(self.quantized)} modules ({schemes}): {self.size_mb_before:.2f} MB -> {self.size_mb:.2f} "
+            f"MB, SQNR {self.sqnr_db:.1f} dB"
+        )
+
+
+@torch.no_grad()
+def quantize_(model, scheme=None, *, modules_to_not_convert=None):
+    """Replace linear layers and embeddings by packed ones, in place; for inference, `model.dequantize()` undoes it.
+
+    Args:
+        model: a transformers model.
+        scheme: a `ScalarScheme`; None: those that the model was trained with (`prepare_quantization_`).
+        modules_to_not_convert: see `quantizable_modules`, which says what else is raised.
+    Returns: QuantizationReport. Raises: SurgeryError if a scheme is missing or given twice, or a weight is not finite.
+    """
+    schemes = prepared_schemes(model)
+    if bool(schemes) == (scheme is not None):
+        wrong = "was prepared with schemes of its own; drop scheme" if schemes else "was not prepared; name a scheme"
+        raise SurgeryError(f"scheme is {scheme!r}, but {type(model).__name__} {wrong}")
+    schemes = schemes or dict.fromkeys(quantizable_modules(model, modules_to_not_convert), scheme)
+    before, power, error = _size_mb(model), 0.0, 0.0
+    for fqn, its_scheme in schemes.items():
+        module = model.get_submodule(fqn)
+        weight, packed = master_weight(module), _packed(fqn, module, its_scheme)
+        power += weight.double().square().sum().item()
+        error += (weight - packed.rows()).double().square().sum().item()
+        model.set_submodule(fqn, packed)
+    mark_packed(model, schemes)
+    connect(model)
+    sqnr_db = 10 * torch.tensor(power / max(error, 1e-30)).log10().item()
+    return QuantizationReport(schemes, _size_mb(model), before, sqnr_db)
+
+
+def quantized_copy(model):
+    """The packed model that a prepared one is to be saved as; the model itself stays as it is."""
+    packed = copy.deepcopy(model)
+    quantize_(packed)
+    return packed
+
+
+def _packed(fqn, module, scheme):
+    kind = next(kind for kind in PACKED if isinstance(module, kind))
+    weight = master_weight(module)
+    packed = PACKED[kind].like(module, scheme).to(weight.device, weight.dtype)
+    try:
+        packed.fill_(weight, *([module.bias] if kind is nn.Linear else []))
+    except ValueError as error:
+        raise SurgeryError(f"{fqn} has {error}") from error
+    return packed.train(module.training)
+
+
+def _size_mb(model):
+    return sum(tensor.nbytes for tensor in model.state_dict().values()) / MB

@@ -1,0 +1,53 @@
+"""Which modules are quantized: linear layers and embeddings, by default all but those of the head."""
+
+from lma_hf.errors import SurgeryError
+from lma_hf.modeling.packed_lma import PACKED
+from lma_hf.modeling.quantizer_lma import packed_modules
+from lma_hf.surgery.targets import base_prefix
+
+
+def quantizable_modules(model, modules_to_not_convert=None):
+    """Fqn -> module of what is to be quantized.
+
+    Args:
+        model: a transformers model.
+        modules_to_not_convert: list of names of modules, or of what they lie in, that stay as they are ("pooler",
+            "layer.0"). None: the head, which is what lies outside the base model.
+    Raises: SurgeryError if nothing is left, a name fits nothing, the model is packed already, or a weight serves two
+        modules, such as word embeddings and an output layer.
+    """
+    if packed_modules(model):
+        raise SurgeryError(f"{type(model).__name__} is quantized already; call model.dequantize() first")
+    found = {fqn: module for fqn, module in model.named_modules() if isinstance(module, tuple(PACKED))}
+    if modules_to_not_convert is None:
+        chosen = {fqn: module for fqn, module in found.items() if fqn.startswith(base_prefix(model))}
+    else:
+        chosen = {fqn: found[fqn] for fqn in _without(found, modules_to_not_convert)}
+    if not chosen:
+        raise SurgeryError(
+            f"nothing to quantize in {type(model).__name__}: its linear layers and embeddings are "
+            f"{', '.join(found) or 'none'}, and modules_to_not_convert is {modules_to_not_convert!r}"
+        )
+    _check_not_shared(model, chosen)
+    return chosen
+
+
+def _without(fqns, names):
+    for name in names:
+        if not any(_within(fqn, name) for fqn in fqns):
+            raise SurgeryError(f"modules_to_not_convert names {name!r}, but there are {', '.join(fqns)}")
+    return [fqn for fqn in fqns if not any(_within(fqn, name) for name in names)]
+
+
+def _within(fqn, name):
+    return f".{name}." in f".{fqn}."
+
+
+def _check_not_shared(model, chosen):
+    first = {}
+    for fqn, module in model.named_modules():
+        other = first.setdefault(id(getattr(module, "weight", module)), fqn)
+        if other != fqn and {other, fqn} & set(chosen):
+            raise SurgeryError(
+                f"{other} and {fqn} share a weight, which cannot be quantized; name both in modules_to_not_convert"
+            )
