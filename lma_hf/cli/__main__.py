@@ -13,6 +13,7 @@ from lma_hf.cli.parser import parse_config
 from lma_hf.compare.study import CompareConfig
 from lma_hf.errors import ConfigError, LmaHfError, TrainingInterrupted
 from lma_hf.training.config import (
+    CompressConfig,
     DistillConfig,
     EvaluateConfig,
     ExportConfig,
@@ -32,6 +33,7 @@ VERBS = {
     "distill": (DistillConfig, "Distil a shallow student from a fine-tuned teacher."),
     "compare": (CompareConfig, "Run a study: tasks x students x activations x seeds, in one YAML."),
     "evaluate": (EvaluateConfig, "Evaluate a saved model on a task's validation splits."),
+    "compress": (CompressConfig, "Make a saved model small: weights of 8, 4 or 2 bits, packed."),
     "push": (PushConfig, "Push a finished run's model, with its card, to the hub."),
     "export": (ExportConfig, "Write a saved model as ONNX, also in int8, or as a torch.export program."),
     "report": (ReportConfig, "Write the tables, pictures and HTML report of a study again."),

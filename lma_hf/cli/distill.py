@@ -9,6 +9,7 @@ from datasets import DatasetDict
 from lma_hf.cli.extra_data import add_unlabelled
 from lma_hf.cli.loading import load_data
 from lma_hf.cli.objective import make_objective
+from lma_hf.cli.quantization import prepare_quantization
 from lma_hf.cli.run import TrainingRun
 from lma_hf.cli.students import activation_settings, load_pretrained_student, make_student
 from lma_hf.cli.teacher_cache import with_teacher_rows
@@ -51,6 +52,7 @@ def distill(config):
     student, calibration = make_student(teacher, pretrained, activation, batches, config)
     run.freeze_(student)
     warmup = warm_up(run, student, teacher, layer_map, tokenized[task.train_split], tokenizer)
+    quantization = prepare_quantization(student, config, run.accelerator)
     states = paired_states(layer_map, config.weighted_parts, config.hidden_cosine_layers)
     answers, positions = answering(teachers, tokenized[task.train_split], states, config)
     if positions is not None:
@@ -64,6 +66,7 @@ def distill(config):
         "extra_teachers": [extra.record for extra in teachers[1:]],
         "calibration": calibration and asdict(calibration),
         "activation_warmup": warmup and asdict(warmup),
+        "quantization": quantization,
         "labelled_share": labelled_share,
     }
     # with a cache nothing needs the teachers from here on, and training has their memory

@@ -6,6 +6,7 @@ from lma_hf.cli.loading import load_tokenizer_and_model, max_positions
 from lma_hf.compare.profiling import print_table
 from lma_hf.export.folder import QUANTIZED, check_output_dir, export_model
 from lma_hf.export.onnx import check_onnx
+from lma_hf.modeling.quantizer_lma import packed_modules
 
 
 def export(config):
@@ -26,7 +27,7 @@ def export(config):
         complete=True,
     )
     record = export_model(
-        model,
+        model.dequantize() if packed_modules(model) else model,
         tokenizer,
         folder,
         format=config.format,

@@ -16,11 +16,14 @@ from lma_hf.cli.evaluator import Evaluator
 from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
+from lma_hf.compression.quantization.fake_quantize import prepared_schemes
+from lma_hf.compression.quantization.pack import quantized_copy
 from lma_hf.data.collate import make_dataloader, token_ids, tokenize_splits
 from lma_hf.data.labels import align_labels
 from lma_hf.distillation.fingerprint import weights_fingerprint
 from lma_hf.errors import ConfigError, DataError, TrainingError
 from lma_hf.modeling.modeling_lma import activation_parameters, one_statistics_update
+from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.surgery.delta import save_delta
 from lma_hf.surgery.trainable import count_trained, train_only_
 from lma_hf.training.checkpoint import (
@@ -73,8 +76,9 @@ class TrainingRun:
             self.finished_results = read_results(self.output_dir)
 
     def load(self, name_or_path, what, **kwargs):
-        """(tokenizer, model on this process's device)."""
+        """(tokenizer, model on this process's device); a model with packed weights is made an ordinary one."""
         tokenizer, model = load_tokenizer_and_model(name_or_path, what, **kwargs)
+        model = model.dequantize() if packed_modules(model) else model
         check_max_length(self.config, model)
         # without its head, which may be a fresh one
         self.contents[f"{what} weights"] = weights_fingerprint(model.base_model)
@@ -176,7 +180,8 @@ class TrainingRun:
 
     def _save(self, model, tokenizer, weights):
         """Put the model, and the delta of what was trained, into output_dir. Returns: names of the files."""
-        files = save_model(model, tokenizer, self.output_dir, weights)
+        saved = quantized_copy(model) if prepared_schemes(model) else model
+        files = save_model(saved, tokenizer, self.output_dir, weights)
         if self.config.train != "all":
             named = {"train": self.config.train, "base_model": self.source}
             save_delta(model, self.output_dir / DELTA, **named, state_dict=weights)

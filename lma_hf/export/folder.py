@@ -46,7 +46,7 @@ def export_model(model, tokenizer, output_dir, *, max_length, format="onnx", qua
     batches = verify.probe_batches(names, model.config.vocab_size, tokenizer.pad_token_id or 0, max_length)
     expected = verify.logits_of_model(model, batches)
     on_edge = verify.rows_on_edge(exportable(model), batches)
-    with _folder_to_be(Path(output_dir)) as folder:
+    with folder_to_be(Path(output_dir)) as folder:
         write = _write_onnx if format == "onnx" else _write_program
         write(to_program(model, names, max_length), names, folder, max_length, quantize)
         record = _verify(folder, expected, batches, on_edge)
@@ -69,7 +69,7 @@ def check_output_dir(path):
 
 
 @contextlib.contextmanager
-def _folder_to_be(path):
+def folder_to_be(path):
     """A temporary folder beside `path`, which takes its place at the end unless there was an error."""
     check_output_dir(path)
     temporary = path.with_name(f".{path.name}.exporting-{uuid.uuid4().hex[:8]}")

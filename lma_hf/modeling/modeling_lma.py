@@ -215,10 +215,14 @@ def _activation_entry(build):
     return build() if swap is None else ACT2FN[swap.replaced]
 
 
+def _build_default(name):
+    return build_activation(resolve_activation(name))
+
+
 def register():
-    """Tell transformers of our activations and of packed weights; done by `import lma_hf`, and by a model's remote code."""
+    """Tell transformers of our activations and packed weights; `import lma_hf` does, and a model's remote code."""
     for name in list(ACT2CLS):
         ACT2FN[PACKED_ACT + name] = (_activation_entry, {"build": functools.partial(ACT2FN.__getitem__, name)})
     for name, hidden_act in HIDDEN_ACT.items():
-        ACT2FN[hidden_act] = (_activation_entry, {"build": lambda name=name: build_activation(resolve_activation(name))})
+        ACT2FN[hidden_act] = (_activation_entry, {"build": functools.partial(_build_default, name)})
     register_quantizer()

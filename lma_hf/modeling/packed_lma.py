@@ -71,8 +71,8 @@ def rounded(weight, scheme):
 
 def _round(weight, scheme):
     groups = _split(weight.float(), scheme)
-    low, high = (bound[..., None] for bound in groups.aminmax(dim=-1))
-    low, high = low.clamp(max=0), high.clamp(min=0)
+    # aminmax takes ten times as long on CPUs
+    low, high = groups.amin(-1, keepdim=True).clamp_(max=0), groups.amax(-1, keepdim=True).clamp_(min=0)
     scale = ((high - low) / (scheme.levels - 1)).half().float().clamp_(min=SMALLEST_SCALE)
     zero_point = (-low / scale).round_().clamp_(max=scheme.levels - 1)
     return (groups / scale).round_().add_(zero_point).clamp_(0, scheme.levels - 1), scale, zero_point

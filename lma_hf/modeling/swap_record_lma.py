@@ -11,8 +11,8 @@ from .configuration_lma import BASELINES, BaselineConfig, LMAConfig, settings_fr
 # Our activations' names where a config names one. transformers has a "prelu" and a "swish" (SiLU) of its own.
 HIDDEN_ACT = {"lma": "lma", **{name: f"lma_hf_{name}" for name in BASELINES}}
 NATIVE = ("relu", "gelu")
-# Before the activation's name in the config of a model whose weights are packed: without our code it shall not load, since
-# transformers would draw such weights at random.
+# Before the activation's name in the config of a model whose weights are packed. Without our code it shall not load:
+# transformers would warn, and draw such weights at random.
 PACKED_ACT = "packed_"
 NAMES_OF_ACTIVATION = ("hidden_act", "activation", "activation_function")
 # the module whose classes a saved model's `auto_map` names

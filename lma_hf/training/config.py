@@ -9,6 +9,7 @@ from lma_hf.distillation.objective import FEATURES
 from lma_hf.errors import ConfigError
 from lma_hf.training.loss_config import LossConfig
 from lma_hf.training.options import check_names, check_not_negative, check_positive, check_seed, option
+from lma_hf.training.quantize_config import QuantizeConfig
 
 MAX_ELEMENTS = 2**28  # of a tensor that `profile` times; the authors' form needs about 40 bytes for each
 
@@ -106,7 +107,7 @@ class TeachConfig(TrainConfig):
 
 
 @dataclass(kw_only=True)
-class DistillConfig(LossConfig, TrainConfig):
+class DistillConfig(QuantizeConfig, LossConfig, TrainConfig):
     """Distil a shallow student from a fine-tuned teacher."""
 
     teacher: str = field(metadata={"help": "fine-tuned teacher: hub id or folder"})
@@ -134,6 +135,9 @@ class DistillConfig(LossConfig, TrainConfig):
         super().__post_init__()
         check_positive(self, "calibration_batches")
         self.check_losses()
+        self.check_quantization()
+        if self.quantize is not None and self.train != "all":
+            raise ConfigError(f"quantize is {self.quantize!r} and train {self.train!r}, allowed then is all")
         if self.teacher_cache and (live := {"attention", "relation"} & set(self.weighted_parts)):
             raise ConfigError(
                 f"teacher_cache keeps logits and hidden states, but {min(live)}_loss_weight looks into the teacher; "
@@ -227,6 +231,24 @@ class ExportConfig:
     def __post_init__(self):
         if self.quantize is not None and self.format != "onnx":
             raise ConfigError(f"quantize is {self.quantize!r}, but format is {self.format!r}; quantize works on onnx")
+
+
+@dataclass(kw_only=True)
+class CompressConfig:
+    """Make a saved model small: weights of few bits, packed."""
+
+    model_dir: str = field(metadata={"help": "saved sequence classification model: folder or hub id"})
+    output_dir: str = field(metadata={"help": "folder for the compressed model and its tokenizer"})
+    recipe: Literal["int8", "int4", "int2"] = option("int8", "bits of a weight; no data is needed")
+    quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
+    modules_to_not_convert: list[str] | None = option(
+        None, "modules that stay in float32, or names of what they lie in; unset: the head"
+    )
+    revision: str | None = option(None, "branch, tag or commit of a model on the hub")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model; only for sources you trust")
+
+    def __post_init__(self):
+        check_positive(self, "quantize_group_size")
 
 
 @dataclass(kw_only=True)

@@ -203,6 +203,7 @@ MORE = {
     "stages": ["--schedules", "temperature=linear:4:1", "--feature_stage", "0.4"],
     "theseus": ["--replacement_rate", "0.5", "--layer_map", "1", "3", "--hidden_loss_weight", "0"],
     "budget": ["--tokens_per_batch", "256", "--gradient_accumulation_steps", "2"],
+    "quant-noise": ["--quantize", "int4", "--noise_rate", "0.5"],
     "activations": ["--train", "activations+bias", "--activation_warmup_steps", "3"],
 }
 

@@ -1,8 +1,8 @@
 """Training with quantized weights: the rounding in the forward pass, the masters in float, Quant-Noise.
 
-Quantized distillation (Polino et al. 2018, arXiv 1802.05668, section 3.1) is noise_rate 1: every weight is rounded at
-every step. Quant-Noise (Fan et al. 2021, arXiv 2004.07320, section 4) rounds a random part of the weights only, another
-at every step, so that the others get unbiased gradients.
+Quantized distillation (Polino et al. 2018, arXiv 1802.05668, section 3) is noise_rate 1: every weight is rounded at
+every step. Quant-Noise (Fan et al. 2021, arXiv 2004.07320, section 4) rounds a random part of the weights only,
+another at every step, so that the others get unbiased gradients.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """Quantized weights packed into bytes: `quantize_`, and what it saved."""
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from lma_hf.errors import SurgeryError
 from lma_hf.modeling.modeling_lma import connect
 from lma_hf.modeling.packed_lma import PACKED
 from lma_hf.modeling.quantizer_lma import mark_packed
+from lma_hf.surgery.swap import own_config
 
 MB = 1e6
 
@@ -38,7 +40,6 @@ class QuantizationReport:
         )
 
 
-@torch.no_grad()
 def quantize_(model, scheme=None, *, modules_to_not_convert=None):
     """Replace linear layers and embeddings by packed ones, in place; for inference, `model.dequantize()` undoes it.
 
@@ -53,35 +54,54 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None):
         wrong = "was prepared with schemes of its own; drop scheme" if schemes else "was not prepared; name a scheme"
         raise SurgeryError(f"scheme is {scheme!r}, but {type(model).__name__} {wrong}")
     schemes = schemes or dict.fromkeys(quantizable_modules(model, modules_to_not_convert), scheme)
-    before, power, error = _size_mb(model), 0.0, 0.0
-    for fqn, its_scheme in schemes.items():
-        module = model.get_submodule(fqn)
-        weight, packed = master_weight(module), _packed(fqn, module, its_scheme)
-        power += weight.double().square().sum().item()
-        error += (weight - packed.rows()).double().square().sum().item()
-        model.set_submodule(fqn, packed)
-    mark_packed(model, schemes)
-    connect(model)
-    sqnr_db = 10 * torch.tensor(power / max(error, 1e-30)).log10().item()
+    before, packed = _size_mb(model), _pack(model, schemes)
+    sqnr_db = _sqnr_db(model, packed)
+    own_config(model)
+    for fqn, module in packed.items():
+        model.set_submodule(fqn, module)
+    _mark(model, schemes)
     return QuantizationReport(schemes, _size_mb(model), before, sqnr_db)
 
 
 def quantized_copy(model):
     """The packed model that a prepared one is to be saved as; the model itself stays as it is."""
-    packed = copy.deepcopy(model)
-    quantize_(packed)
+    schemes = prepared_schemes(model)
+    packed = _pack(model, schemes)
+    # as if these had been copied already
+    twin = copy.deepcopy(model, {id(model.get_submodule(fqn)): module for fqn, module in packed.items()})
+    _mark(twin, schemes)
+    return twin
+
+
+def _mark(model, schemes):
+    mark_packed(model, schemes)
+    connect(model)
+
+
+@torch.no_grad()
+def _pack(model, schemes):
+    """Fqn -> the packed module that is to stand there."""
+    packed = {}
+    for fqn, scheme in schemes.items():
+        module = model.get_submodule(fqn)
+        kind = next(kind for kind in PACKED if isinstance(module, kind))
+        weight = master_weight(module)
+        packed[fqn] = PACKED[kind].like(module, scheme).to(weight.device, weight.dtype).train(module.training)
+        try:
+            packed[fqn].fill_(weight, *([module.bias] if kind is nn.Linear else []))
+        except ValueError as error:
+            raise SurgeryError(f"{fqn} has {error}") from error
     return packed
 
 
-def _packed(fqn, module, scheme):
-    kind = next(kind for kind in PACKED if isinstance(module, kind))
-    weight = master_weight(module)
-    packed = PACKED[kind].like(module, scheme).to(weight.device, weight.dtype)
-    try:
-        packed.fill_(weight, *([module.bias] if kind is nn.Linear else []))
-    except ValueError as error:
-        raise SurgeryError(f"{fqn} has {error}") from error
-    return packed.train(module.training)
+@torch.no_grad()
+def _sqnr_db(model, packed):
+    power, noise = 0.0, 0.0
+    for fqn, module in packed.items():
+        weight = master_weight(model.get_submodule(fqn)).double()
+        power += weight.square().sum().item()
+        noise += (weight - module.rows()).square().sum().item()
+    return 10 * math.log10(power / noise) if power and noise else math.inf
 
 
 def _size_mb(model):

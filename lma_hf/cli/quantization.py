@@ -1,0 +1,34 @@
+"""Quantized weights as a configuration asks for them."""
+
+import logging
+from dataclasses import asdict
+
+from accelerate.utils import DistributedType
+
+from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
+from lma_hf.errors import ConfigError
+from lma_hf.modeling.packed_lma import ScalarScheme
+
+logger = logging.getLogger(__name__)
+BITS = {"int8": 8, "int4": 4, "int2": 2}
+
+
+def prepare_quantization(student, config, accelerator):
+    """Let the student train with the weights that a `DistillConfig` asks for.
+
+    Returns: what results.json says of it; None where the weights stay as they are.
+    Raises: ConfigError if the student's weights are to be spread over processes.
+    """
+    if config.quantize is None:
+        return None
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"quantize is {config.quantize!r}, which needs whole weights on every process, but accelerate uses "
+            f"{accelerator.distributed_type.value}; use several processes without it"
+        )
+    scheme = ScalarScheme(BITS[config.quantize], config.quantize_group_size)
+    modules = prepare_quantization_(
+        student, scheme, noise_rate=config.noise_rate, modules_to_not_convert=config.modules_to_not_convert
+    )
+    logger.info("training with %d modules of %d bits, noise rate %g", len(modules), scheme.bits, config.noise_rate)
+    return {**asdict(scheme), "noise_rate": config.noise_rate, "modules": list(modules)}

@@ -1,0 +1,143 @@
+"""`distill --quantize` and `compress`: what is trained, what lies in the folder, and what it scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from lma_hf.cli.__main__ import main
+from lma_hf.cli.evaluate import evaluate
+from lma_hf.compression.quantization.pack import quantize_
+from lma_hf.modeling.packed_lma import ScalarScheme
+from lma_hf.modeling.quantizer_lma import packed_modules
+from lma_hf.training.config import EvaluateConfig
+
+DISTILL = ["--num_layers", "2", "--num_train_epochs", "2", "--learning_rate", "2e-3", "--calibration_batches", "2"]
+DISTILL += ["--per_device_train_batch_size", "16", "--eval_steps", "1000", "--logging_steps", "5"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_flags, teacher_dir):
+    """Run `distill` with more flags; returns its folder. The same flags are run once."""
+    folders = {}
+
+    def distill(*flags):
+        if flags not in folders:
+            folders[flags] = tmp_path_factory.mktemp("student") / "run"
+            base = [*data_flags, "--teacher", str(teacher_dir), "--output_dir", str(folders[flags]), *DISTILL]
+            assert main(["distill", *base, *flags]) == 0
+        return folders[flags]
+
+    return distill
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["distill_loss"]) for line in lines if "loss" in line]
+
+
+def load(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def scores(folder, data_flags):
+    dataset = data_flags[data_flags.index("--dataset") + 1]
+    return evaluate(EvaluateConfig(model_dir=str(folder), dataset=dataset, text_columns=["text"], max_length=32))
+
+
+@pytest.mark.parametrize("flags", [["--quantize", "int4"], ["--quantize", "int2", "--quantize_group_size", "8"]])
+def test_the_folder_holds_what_was_trained_and_scored(run, data_flags, flags):
+    folder = run(*flags)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["metrics"]["validation"]["accuracy"] >= 0.9
+    assert scores(folder, data_flags) == results["metrics"]
+    assert results["quantization"]["bits"] == int(flags[1][3:])
+    assert sorted(packed_modules(load(folder))) == sorted(results["quantization"]["modules"])
+    assert results["size_mb"] < 0.4 * json.loads((run() / "results.json").read_text())["size_mb"]
+
+
+def test_without_noise_it_is_plain_distillation_packed_at_the_end(run):
+    plain, without_noise = run(), run("--quantize", "int4", "--noise_rate", "0")
+    assert losses(plain) == losses(without_noise)
+    expected = load(plain)
+    quantize_(expected, ScalarScheme(4))
+    found = load(without_noise).state_dict()
+    assert expected.state_dict().keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.state_dict().items())
+
+
+def test_noise_changes_the_training(run):
+    different = [
+        losses(run(*flags)) for flags in ([], ["--quantize", "int4"], ["--quantize", "int4", "--noise_rate", "0.5"])
+    ]
+    assert different[0] != different[1] != different[2] != different[0]
+
+
+@pytest.fixture(scope="module")
+def compressed(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compressed") / "int8"
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(folder)]) == 0
+    return folder
+
+
+def test_compress_makes_a_saved_model_small(run, compressed, data_flags):
+    record = json.loads((compressed / "compression.json").read_text())
+    assert (record["recipe"], record["bits"]) == ("int8", 8)
+    assert record["sqnr_db"] > 35
+    files = sum(file.stat().st_size for file in compressed.iterdir() if file.name != "compression.json")
+    assert record["folder_mb"] == files / 1e6
+    assert record["weights_mb"] < 0.4 * record["weights_mb_before"]
+    # 60 rows
+    assert (
+        abs(
+            scores(compressed, data_flags)["validation"]["accuracy"]
+            - scores(run(), data_flags)["validation"]["accuracy"]
+        )
+        <= 0.04
+    )
+
+
+def test_a_packed_model_teaches_and_is_exported_like_any_other(run, compressed, tmp_path, data_flags):
+    base = ["distill", *data_flags, *DISTILL, "--max_steps", "2", "--activation", "gelu"]
+    assert main([*base, "--teacher", str(compressed), "--output_dir", str(tmp_path / "taught")]) == 0
+    assert packed_modules(load(tmp_path / "taught")) == {}
+    for path in (run(), compressed):
+        export = ["export", "--format", "torch", "--model_dir", str(path), "--output_dir", str(tmp_path / path.name)]
+        assert main(export) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--noise_rate", "0.5"], "noise_rate is about quantized weights, but quantize is unset"),
+        (["--modules_to_not_convert", "pooler"], "modules_to_not_convert is about quantized weights"),
+        (["--quantize", "int4", "--noise_rate", "2"], "noise_rate is 2.0, allowed are 0 to 1"),
+        (
+            ["--quantize", "int4", "--quantize_group_size", "0"],
+            "quantize_group_size is 0, allowed are numbers above 0",
+        ),
+        (["--quantize", "int4", "--train", "activations"], "quantize is 'int4' and train 'activations'"),
+        (["--quantize", "int4", "--modules_to_not_convert", "poler"], "names 'poler', but there are"),
+        (["--quantize", "int3"], "int3"),
+    ],
+)
+def test_misuse_of_distill_is_one_line(tmp_path, data_flags, teacher_dir, capsys, flags, message):
+    base = ["distill", *data_flags, "--teacher", str(teacher_dir), "--output_dir", str(tmp_path / "student"), *DISTILL]
+    assert main([*base, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "student").exists()
+
+
+def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, compressed, capsys):
+    before = sorted(path.read_bytes() for path in Path(compressed).iterdir())
+    for flags, message in [
+        (["--model_dir", str(run()), "--output_dir", str(compressed)], "exists and is no empty folder"),
+        (["--model_dir", str(compressed), "--output_dir", str(tmp_path / "a")], "quantized already"),
+        (["--model_dir", str(tmp_path / "no"), "--output_dir", str(tmp_path / "a")], "does not exist"),
+    ]:
+        assert main(["compress", *flags]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert sorted(path.read_bytes() for path in Path(compressed).iterdir()) == before

@@ -1,0 +1,235 @@
+"""Packed models: reports, files, and what another process makes of them."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from modeling import reload_worker
+from modeling.tiny_models import ARCHITECTURES, sentences, tiny_model
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
+
+import lma_hf
+from lma_hf.compression.quantization.pack import quantize_
+from lma_hf.errors import SurgeryError
+from lma_hf.modeling.packed_lma import ScalarScheme, rounded
+from lma_hf.modeling.quantizer_lma import packed_modules
+
+INPUTS = sentences((40, 5, 17, 1), 40)
+LMA = lma_hf.LMAConfig(statistics="running")
+# name -> (architecture, activation, scheme, modules_to_not_convert)
+CASES = {
+    **{name: (name, LMA, ScalarScheme(4), None) for name in ARCHITECTURES},
+    **{f"{name}-plain": (name, None, ScalarScheme(8), None) for name in ("bert", "distilbert", "albert")},
+    "bert-relu": ("bert", "relu", ScalarScheme(2, 5), None),
+    "bert-swish": ("bert", "swish", ScalarScheme(8, 7), []),
+    "bert-part": ("bert", LMA, ScalarScheme(4, 8), ["embeddings", "layer.1", "classifier"]),
+}
+
+
+def build(case):
+    name, activation, scheme, modules_to_not_convert = CASES[case]
+    model = tiny_model(name, activation).train()
+    model(**INPUTS)
+    return model.eval(), scheme, modules_to_not_convert
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """Case -> packed model."""
+    models = {}
+    for case in CASES:
+        models[case], scheme, names = build(case)
+        quantize_(models[case], scheme, modules_to_not_convert=names)
+    return models
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, packed, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("packed")
+    for case, model in packed.items():
+        model.save_pretrained(folder / case)
+    packed["bert"].save_pretrained(folder / "with-tokenizer")
+    tiny_tokenizer.save_pretrained(folder / "with-tokenizer")
+    (folder / "plan.json").write_text(json.dumps(dict.fromkeys(CASES, "AutoModelForSequenceClassification")))
+    torch.save(INPUTS, folder / "inputs.pt")
+    return folder
+
+
+def run(script, *arguments, folder):
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "code"),
+    }
+    command = [sys.executable, "-W", "error", *script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+
+
+@pytest.fixture(scope="module", params=["package", "remote_code"])
+def reloaded(saved, request):
+    """Case -> what a fresh process saw, with the package and without."""
+    process = run([reload_worker.__file__], saved, request.param, folder=saved)
+    assert process.returncode == 0, process.stderr
+    return torch.load(saved / f"results-{request.param}.pt")
+
+
+@torch.no_grad()
+def logits(model):
+    return model(**INPUTS).logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fresh_process_gives_the_same_logits_and_state(case, packed, reloaded):
+    assert torch.equal(logits(packed[case]), reloaded[case]["logits"])
+    torch.testing.assert_close(reloaded[case]["state"], dict(packed[case].state_dict()), rtol=0, atol=0)
+
+
+def test_without_our_code_no_packed_model_loads(saved):
+    code = (
+        "import sys; sys.modules['lma_hf'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as model\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try:\n"
+        "        model.from_pretrained(folder)\n"
+        "    except KeyError as error:\n"
+        "        print(error)"
+    )
+    process = run(["-c", code], *(saved / case for case in CASES), folder=saved)
+    assert process.returncode == 0, process.stderr
+    assert len(process.stdout.splitlines()) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_weights_are_the_rounded_ones(case, packed):
+    model, scheme, _ = build(case)
+    there = packed_modules(packed[case])
+    assert there
+    with torch.no_grad():
+        for fqn, module in there.items():
+            weight = model.get_submodule(fqn).weight
+            assert torch.equal(module.rows(), rounded(weight, scheme))
+            weight.copy_(module.rows())
+    assert torch.equal(logits(model), logits(packed[case]))
+
+
+def unpacked_by_hand(file, fqn, bits):
+    """The weights in a file, with NumPy alone: bit after bit."""
+    row_length = file[f"{fqn}.row_length"]
+    packed, scale, zero_point = (file[f"{fqn}.{part}"] for part in ("packed", "scale", "zero_point"))
+    bit = np.unpackbits(packed, axis=1, bitorder="little").reshape(len(packed), -1, bits)
+    codes = (bit * 2 ** np.arange(bits)).sum(axis=2)[:, :row_length]
+    group = np.arange(row_length) // -(-row_length // scale.shape[1])
+    return (codes - zero_point[:, group].astype(int)).astype(np.float32) * scale.astype(np.float32)[:, group]
+
+
+@pytest.mark.parametrize("case", ["bert", "distilbert-plain", "bert-part"])
+def test_an_independent_unpacker_reads_the_file(case, packed, saved):
+    scheme = CASES[case][2]
+    file = load_file(saved / case / "model.safetensors")
+    for fqn, module in packed_modules(packed[case]).items():
+        found = unpacked_by_hand({**file, f"{fqn}.row_length": module.row_length}, fqn, scheme.bits)
+        assert np.array_equal(found, module.rows().numpy())
+
+
+def test_bits_are_packed_in_the_file(packed, saved):
+    with safe_open(saved / "bert" / "model.safetensors", "pt") as file:
+        words = file.get_slice("bert.embeddings.word_embeddings.packed")
+        assert (words.get_dtype(), words.get_shape()) == ("U8", [400, 8])
+        assert file.get_slice("bert.embeddings.word_embeddings.scale").get_dtype() == "F16"
+    config = json.loads((saved / "bert" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "lma_hf"
+    assert [group["bits"] for group in config["groups"]] == [4]
+
+
+def test_saved_again_it_is_the_same_file(saved, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(saved / "bert").save_pretrained(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / name).read_bytes() == (saved / "bert" / name).read_bytes()
+
+
+def test_the_base_model_loads_alone(packed, saved):
+    base = AutoModel.from_pretrained(saved / "bert")
+    assert torch.equal(base(**INPUTS)[0], packed["bert"].bert(**INPUTS)[0])
+
+
+@pytest.mark.parametrize("case", ["bert", "bert-plain", "bert-relu", "distilbert-plain"])
+def test_dequantized_it_is_an_ordinary_model(case, saved, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(saved / case)
+    expected = logits(model)
+    model = model.dequantize()
+    assert packed_modules(model) == {}
+    assert torch.equal(logits(model), expected)
+    model(**INPUTS).logits.sum().backward()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert ("auto_map" in config) == (case == "bert")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_it_computes_in_the_dtype_that_is_asked_for(dtype, packed, saved):
+    model = AutoModelForSequenceClassification.from_pretrained(saved / "bert", dtype=dtype)
+    assert logits(model).dtype == dtype
+    torch.testing.assert_close(logits(model).float(), logits(packed["bert"]), rtol=0, atol=0.2)
+
+
+def test_the_trainer_of_transformers_refuses_it(packed, tmp_path):
+    with pytest.raises(ValueError, match="quantiz"):
+        Trainer(packed["bert"], TrainingArguments(tmp_path, report_to="none"))
+
+
+def test_the_report_says_what_was_saved(saved):
+    model, scheme, _ = build("bert-plain")
+    before = model.state_dict()
+    report = quantize_(model, scheme)
+    assert report.size_mb_before == sum(tensor.nbytes for tensor in before.values()) / 1e6
+    weights = (saved / "bert-plain" / "model.safetensors").stat().st_size / 1e6
+    assert report.size_mb == pytest.approx(weights, abs=0.02)
+    assert 35 < report.sqnr_db < 55
+    assert f"quantized {len(report.quantized)} modules" in str(report)
+
+
+def test_the_config_that_other_models_were_built_from_stays():
+    model, scheme, _ = build("bert-plain")
+    config = model.config
+    quantize_(model, scheme)
+    assert config.hidden_act == "gelu"
+    assert not hasattr(config, "quantization_config")
+
+
+def test_what_is_not_finite_is_named_and_nothing_is_changed():
+    model, scheme, _ = build("bert")
+    model.get_submodule("bert.pooler.dense").weight.data[0, 0] = float("nan")
+    with pytest.raises(SurgeryError, match=r"bert\.pooler\.dense has weights that are not finite"):
+        quantize_(model, scheme)
+    assert packed_modules(model) == {}
+
+
+def test_a_scheme_is_given_once():
+    model, scheme, _ = build("bert")
+    with pytest.raises(SurgeryError, match="was not prepared; name a scheme"):
+        quantize_(model)
+    quantize_(model, scheme)
+    with pytest.raises(SurgeryError, match="quantized already"):
+        quantize_(copy.deepcopy(model), scheme)
+
+
+def test_an_unknown_setting_of_a_later_version_is_an_error(saved, tmp_path):
+    for file in (saved / "bert").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = Path(tmp_path / "config.json")
+    path.write_text(path.read_text().replace('"bits": 4', '"bits": 3'))
+    with pytest.raises(ValueError, match="bits is 3, allowed are 2, 4, 8"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
