@@ -137,7 +137,19 @@ def _distillation(facts):
     elif config.get("hidden_size") is None:
         layers = listing(results["layer_map"])
         start = f" It started from layers {layers} of the teacher `{results['teacher']['name']}` (counted from 0)."
-    return f"Distilled with `lma-hf distill`.{start} The loss is {loss}."
+    return f"Distilled with `lma-hf distill`.{start} The loss is {loss}.{_quantization(results.get('quantization'))}"
+
+
+def _quantization(record):
+    if record is None:
+        return ""
+    groups = "a scale for each row" if record["group_size"] is None else f"a scale for {record['group_size']} of them"
+    noise = record["noise_rate"]
+    share = "all of them" if noise == 1 else f"a random {noise:.0%} of them (Quant-Noise)"
+    return (
+        f" The weights of {len(record['modules'])} modules have {record['bits']} bits, with {groups}; in training "
+        f"{share} were rounded at each step."
+    )
 
 
 def _optimisation(facts):

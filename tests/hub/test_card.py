@@ -60,6 +60,23 @@ def test_losses_are_told_with_their_stages_and_schedules(folder, model):
     assert "with temperature=linear:4:1 over the run." in text
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"group_size": None, "noise_rate": 1.0}, "with a scale for each row; in training all of them were rounded"),
+        (
+            {"group_size": 64, "noise_rate": 0.5},
+            "a scale for 64 of them; in training a random 50% of them (Quant-Noise)",
+        ),
+    ],
+)
+def test_quantization_is_told(folder, model, record, words):
+    write_records(folder, results=RESULTS | {"quantization": {"bits": 4, "modules": ["a", "b"], **record}})
+    text = build_card(folder, model=model, comparison=compared(), provenance=KNOWN).content
+    assert "The weights of 2 modules have 4 bits, " in text
+    assert words in text
+
+
 def test_metadata_holds_what_is_known(card):
     data = card.data
     assert (data.license, data.base_model, data.language) == ("apache-2.0", "owner/base", "en")
