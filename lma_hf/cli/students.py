@@ -1,10 +1,12 @@
 """The student of a distillation: built from the teacher, or pretrained; with its activation."""
 
 import logging
+from dataclasses import asdict
 
 from lma_hf.distillation.fingerprint import tokenizer_fingerprint
 from lma_hf.errors import ConfigError
 from lma_hf.modeling.configuration_lma import BaselineConfig, LMAConfig
+from lma_hf.modeling.swap_record_lma import read_swap
 from lma_hf.student.build import build_student
 from lma_hf.surgery.calibrate import calibrate_
 from lma_hf.surgery.swap import swap_activations_
@@ -45,7 +47,14 @@ def load_pretrained_student(run, teacher, tokenizer):
 
 
 def make_student(teacher, pretrained, activation, batches, config):
-    """(student, CalibrationReport of an LMA student or None). Args: pretrained: a model to use, or None."""
+    """(student, CalibrationReport of an LMA student or None).
+
+    Args: pretrained: a model to use, or None. One that was swapped before keeps its activations as they are.
+    Raises: ConfigError if these are others than `activation`.
+    """
+    if pretrained is not None and (swap := read_swap(pretrained.config)):
+        _check_same_activation(swap.settings, activation, config.student_name_or_path)
+        return pretrained, None
     student = pretrained or build_student(
         teacher,
         config.num_layers,
@@ -62,3 +71,14 @@ def make_student(teacher, pretrained, activation, batches, config):
     calibration = calibrate_(student, batches)
     logger.info("%s", calibration)
     return student, calibration
+
+
+def _check_same_activation(own, wanted, name):
+    there, asked = ({"activation": settings.name, **asdict(settings)} for settings in (own, wanted))
+    for key, value in asked.items():
+        # how an activation starts does not matter to one that is trained
+        if key not in ("init", "name") and there.get(key, value) != value:
+            raise ConfigError(
+                f"student {name!r} was swapped before, with {key} {there[key]!r}, but {key} is {value!r}; pass "
+                f"--{key} {there[key]}"
+            )

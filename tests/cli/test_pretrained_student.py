@@ -115,3 +115,18 @@ def test_what_is_about_the_teachers_layers_is_refused(distill, teacher_dir, opti
     said = distill("student", "--student_name_or_path", teacher_dir, f"--{option}", value, code=2)
     assert f"student_name_or_path is {str(teacher_dir)!r}" in said
     assert option in said
+
+
+def test_a_student_that_was_swapped_before_goes_on_with_its_activations(tmp_path, distill):
+    first = ["--activation", "lma", "--num_layers", 2, "--num_segments", 4, "--learning_rate", 0]
+    distill("first", *first, "--activation_learning_rate", 1e-2)
+    again = ["--student_name_or_path", tmp_path / "first", "--activation", "lma", "--num_segments", 4]
+    results = distill("second", *again, "--learning_rate", 0, "--activation_learning_rate", 0)
+    assert results["activation"]["num_segments"] == 4
+    assert results["calibration"] is None
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    slopes = [name for name in before if name.endswith("slope")]
+    assert len(slopes) == 2
+    assert all(torch.equal(before[name], after[name]) for name in slopes)
+    assert "swapped before, with num_segments 4, but num_segments is 8" in distill("third", *again[:4], code=2)
+    assert "swapped before, with activation 'lma', but activation is 'gelu'" in distill("fourth", *again[:2], code=2)
