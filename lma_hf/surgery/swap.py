@@ -81,7 +81,7 @@ def restore_activations_(model):
     for fqn, module in swapped.items():
         model.set_submodule(fqn, module.__dict__["replaced"].train(module.training))
     if isinstance(model, PreTrainedModel):
-        forget_swap(_own_config(model))
+        forget_swap(own_config(model))
     disconnect(model)
     return SwapReport({fqn: type(module).__name__ for fqn, module in swapped.items()})
 
@@ -157,7 +157,7 @@ def _record(model, settings, sites, num_channels):
     replaced, keys = _named_in_config(model, sites)
     modules = [fqn.removeprefix(prefix) for fqn in sites]
     native = settings.name in NATIVE and not _is_partial(model, sites, replaced)
-    record_swap(_own_config(model), RecordedSwap(settings, replaced, keys, modules, num_channels), native)
+    record_swap(own_config(model), RecordedSwap(settings, replaced, keys, modules, num_channels), native)
 
 
 def _named_in_config(model, sites):
@@ -178,7 +178,7 @@ def _named_in_config(model, sites):
     return next(iter(named.items()))
 
 
-def _own_config(model):
+def own_config(model):
     """Give the model a config of its own, since the object it was built from may serve other models too."""
     copies = {}
     own = copy.deepcopy(model.config, copies)
