@@ -1,1 +1,1 @@
-"""Making students smaller still: quantization of their weights."""
+"""Making students smaller still: weights of few bits, and vocabularies of the tokens that a corpus has."""
