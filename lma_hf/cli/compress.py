@@ -1,12 +1,13 @@
-"""`lma-hf compress`: a saved model with weights of few bits, packed."""
+"""`lma-hf compress`: a saved model with weights of few bits, packed, and with the tokens alone that a task has."""
 
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from lma_hf.cli.loading import load_tokenizer_and_model
+from lma_hf.cli.loading import load_data, load_tokenizer_and_model
 from lma_hf.cli.quantization import BITS
 from lma_hf.compression.quantization.pack import quantize_
+from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.export.folder import folder_to_be
 from lma_hf.modeling.packed_lma import ScalarScheme
 from lma_hf.training.checkpoint import write_json
@@ -16,10 +17,10 @@ RECORD = "compression.json"
 
 
 def compress(config):
-    """Quantize a saved sequence classification model.
+    """Make a saved sequence classification model small.
 
     Args: config: a `CompressConfig`.
-    Returns: what compression.json holds: the recipe, sizes in MB, the weights' SQNR in dB.
+    Returns: what compression.json holds: the recipe, what it did to tokens and weights, and the folder's size in MB.
     """
     with folder_to_be(Path(config.output_dir).expanduser()) as folder:
         tokenizer, model = load_tokenizer_and_model(
@@ -29,19 +30,40 @@ def compress(config):
             trust_remote_code=config.trust_remote_code,
             complete=True,
         )
-        scheme = ScalarScheme(BITS[config.recipe], config.quantize_group_size)
-        report = quantize_(model, scheme, modules_to_not_convert=config.modules_to_not_convert)
-        logger.info("%s", report)
+        record = {"recipe": config.recipe}
+        if config.trim_vocabulary:
+            tokenizer, record["vocabulary"] = trim(model, tokenizer, config)
+        if config.recipe != "float32":
+            record["weights"] = quantize(model, config)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        record = {
-            "recipe": config.recipe,
-            **asdict(scheme),
-            "modules": list(report.quantized),
-            "weights_mb": report.size_mb,
-            "weights_mb_before": report.size_mb_before,
-            "sqnr_db": report.sqnr_db,
-        }
         record["folder_mb"] = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         write_json(record, folder / RECORD)
     return record
+
+
+def trim(model, tokenizer, config):
+    """(new tokenizer, what compression.json says): cut to the training texts, and what that does to the others."""
+    splits, task = load_data(config, with_train=True)
+    texts = {
+        name: list(zip(*(rows[column] for column in task.text_columns), strict=True)) for name, rows in splits.items()
+    }
+    trimmed, report = trim_vocabulary_(
+        model, tokenizer, texts.pop(task.train_split), min_count=config.vocabulary_min_count
+    )
+    logger.info("%s", report)
+    record = {**asdict(report), "task": task.name, "min_count": config.vocabulary_min_count, "splits": {}}
+    for name, others in texts.items():
+        lost = unknown_report(tokenizer, trimmed, others)
+        logger.info("%s: %s", name, lost)
+        record["splits"][name] = asdict(lost)
+    return trimmed, record
+
+
+def quantize(model, config):
+    """Pack the weights. Returns: what compression.json says."""
+    scheme = ScalarScheme(BITS[config.recipe], config.quantize_group_size)
+    report = quantize_(model, scheme, modules_to_not_convert=config.modules_to_not_convert)
+    logger.info("%s", report)
+    sizes = {"size_mb": report.size_mb, "size_mb_before": report.size_mb_before, "sqnr_db": report.sqnr_db}
+    return {**asdict(scheme), "modules": list(report.quantized), **sizes}

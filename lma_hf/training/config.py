@@ -234,21 +234,29 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
-class CompressConfig:
-    """Make a saved model small: weights of few bits, packed."""
+class CompressConfig(DataConfig):
+    """Make a saved model small: weights of few bits, packed, and a vocabulary cut to what a task's texts have."""
 
     model_dir: str = field(metadata={"help": "saved sequence classification model: folder or hub id"})
     output_dir: str = field(metadata={"help": "folder for the compressed model and its tokenizer"})
-    recipe: Literal["int8", "int4", "int2"] = option("int8", "bits of a weight; no data is needed")
+    recipe: Literal["int8", "int4", "int2", "float32"] = option("int8", "bits of a weight; needs no data")
     quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
     modules_to_not_convert: list[str] | None = option(
         None, "modules that stay in float32, or names of what they lie in; unset: the head"
     )
+    trim_vocabulary: bool = option(False, "keep the tokens alone that the task's training texts have")
+    vocabulary_min_count: int = option(1, "how often a token has to occur to be kept")
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
     trust_remote_code: bool = option(False, "run Python code that comes with the model; only for sources you trust")
 
     def __post_init__(self):
-        check_positive(self, "quantize_group_size")
+        check_positive(self, "quantize_group_size", "vocabulary_min_count")
+        if self.trim_vocabulary:
+            super().__post_init__()
+        elif named := self.task_name or self.text_columns:
+            raise ConfigError(f"{named!r} names texts, which only --trim_vocabulary true needs; pass it or drop them")
+        elif self.recipe == "float32":
+            raise ConfigError("recipe is 'float32' and trim_vocabulary false, which changes nothing; choose another")
 
 
 @dataclass(kw_only=True)

@@ -84,11 +84,12 @@ def compressed(run, tmp_path_factory):
 
 def test_compress_makes_a_saved_model_small(run, compressed, data_flags):
     record = json.loads((compressed / "compression.json").read_text())
-    assert (record["recipe"], record["bits"]) == ("int8", 8)
-    assert record["sqnr_db"] > 35
+    weights = record["weights"]
+    assert (record["recipe"], weights["bits"]) == ("int8", 8)
+    assert weights["sqnr_db"] > 35
     files = sum(file.stat().st_size for file in compressed.iterdir() if file.name != "compression.json")
     assert record["folder_mb"] == files / 1e6
-    assert record["weights_mb"] < 0.4 * record["weights_mb_before"]
+    assert weights["size_mb"] < 0.4 * weights["size_mb_before"]
     # 60 rows
     assert (
         abs(
@@ -106,6 +107,18 @@ def test_a_packed_model_teaches_and_is_exported_like_any_other(run, compressed, 
     for path in (run(), compressed):
         export = ["export", "--format", "torch", "--model_dir", str(path), "--output_dir", str(tmp_path / path.name)]
         assert main(export) == 0
+
+
+def test_compress_cuts_the_vocabulary_to_the_training_texts(run, tmp_path, data_flags):
+    flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--trim_vocabulary", "true"]
+    assert main(["compress", *flags, *data_flags, "--recipe", "float32"]) == 0
+    record = json.loads((tmp_path / "small" / "compression.json").read_text())
+    assert record["vocabulary"]["tokens_after"] < record["vocabulary"]["tokens_before"]
+    assert record["vocabulary"]["splits"]["validation"]["unknown_share"] == 0
+    assert len(load(tmp_path / "small").get_input_embeddings().weight) == record["vocabulary"]["tokens_after"]
+    # its words are those of the training texts
+    assert record["vocabulary"]["splits"]["validation"]["changed_share"] == 0
+    assert scores(tmp_path / "small", data_flags) == scores(run(), data_flags)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +149,9 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
         (["--model_dir", str(run()), "--output_dir", str(compressed)], "exists and is no empty folder"),
         (["--model_dir", str(compressed), "--output_dir", str(tmp_path / "a")], "quantized already"),
         (["--model_dir", str(tmp_path / "no"), "--output_dir", str(tmp_path / "a")], "does not exist"),
+        (["--model_dir", "m", "--output_dir", "a", "--recipe", "float32"], "changes nothing; choose another"),
+        (["--model_dir", "m", "--output_dir", "a", "--task_name", "rte"], "only --trim_vocabulary true needs"),
+        (["--model_dir", "m", "--output_dir", "a", "--trim_vocabulary", "true"], "neither task_name nor text_columns"),
     ]:
         assert main(["compress", *flags]) == 2
         assert message in capsys.readouterr().err
