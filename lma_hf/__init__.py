@@ -27,6 +27,7 @@ _HOMES = {
     "build_student": "student.build",
     "ScalarScheme": "modeling.packed_lma",
     "prepare_quantization_": "compression.quantization.fake_quantize",
+    "trim_vocabulary_": "compression.vocabulary",
     "quantize_": "compression.quantization.pack",
     "teach": "cli.teach",
     "distill": "cli.distill",
