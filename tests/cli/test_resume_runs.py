@@ -199,11 +199,13 @@ def test_resume_where_nothing_is_starts(tmp_path, flags, uninterrupted, capsys):
     assert (tmp_path / "foreign" / "thesis.tex").is_file()
 
 
+THESEUS = ["--replacement_rate", "0.5", "--layer_map", "1", "3", "--hidden_loss_weight", "0"]
 MORE = {
     "stages": ["--schedules", "temperature=linear:4:1", "--feature_stage", "0.4"],
-    "theseus": ["--replacement_rate", "0.5", "--layer_map", "1", "3", "--hidden_loss_weight", "0"],
+    "theseus": THESEUS,
     "budget": ["--tokens_per_batch", "256", "--gradient_accumulation_steps", "2"],
     "quant-noise": ["--quantize", "int4", "--noise_rate", "0.5"],
+    "quantized theseus": ["--quantize", "int8", *THESEUS],
     "activations": ["--train", "activations+bias", "--activation_warmup_steps", "3"],
 }
 

@@ -80,6 +80,23 @@ def test_two_processes_give_the_weights_of_one(tmp_path, data_flags, teacher_dir
     assert share_apart(weights["one"], weights["half"]) > 0.1
 
 
+def test_two_processes_train_the_same_quantized_student(tmp_path, data_flags, teacher_dir):
+    common = [*data_flags, "--teacher", str(teacher_dir), "--num_layers", "2", "--quantize", "int4", "--max_steps", "4"]
+    common += ["--eval_steps", "4", "--logging_steps", "1", "--calibration_batches", "2"]
+
+    def flags(name, batch_size):
+        return [*common, "--output_dir", str(tmp_path / name), "--per_device_train_batch_size", str(batch_size)]
+
+    assert main(["distill", *flags("one", 16)]) == 0
+    run_all([*TORCHRUN, "-m", "lma_hf.cli", "distill", *flags("two", 8)])
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    losses = [[entry["loss"] for entry in map(json.loads, found) if "loss" in entry] for found in lines]
+    assert len(losses[0]) == 4
+    # rounding may send a weight near the middle of two levels to either
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len({round(loss, 4) for loss in losses[0]}) == 4
+
+
 @pytest.mark.slow
 def test_accelerate_launch_runs_the_script(tmp_path, data_flags, teacher_dir):
     output = ["--teacher", str(teacher_dir), "--output_dir", str(tmp_path / "student"), "--num_layers", "2"]
