@@ -4,16 +4,20 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from datasets import DatasetDict
+
 from lma_hf.cli.loading import load_data, load_tokenizer_and_model
 from lma_hf.cli.quantization import BITS
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
+from lma_hf.data.collate import make_dataloader, tokenize_splits
 from lma_hf.export.folder import folder_to_be
 from lma_hf.modeling.packed_lma import ScalarScheme
 from lma_hf.training.checkpoint import write_json
 
 logger = logging.getLogger(__name__)
 RECORD = "compression.json"
+BATCH = 32
 
 
 def compress(config):
@@ -30,11 +34,13 @@ def compress(config):
             trust_remote_code=config.trust_remote_code,
             complete=True,
         )
+        splits, task = load_data(config, with_train=True) if config.needs_texts else (None, None)
         record = {"recipe": config.recipe}
         if config.trim_vocabulary:
-            tokenizer, record["vocabulary"] = trim(model, tokenizer, config)
+            tokenizer, record["vocabulary"] = trim(model, tokenizer, splits, task, config.vocabulary_min_count)
         if config.recipe != "float32":
-            record["weights"] = quantize(model, config)
+            batches = calibration_batches(tokenizer, splits, task, config)
+            record["weights"] = quantize(model, batches, config)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         record["folder_mb"] = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
@@ -42,17 +48,14 @@ def compress(config):
     return record
 
 
-def trim(model, tokenizer, config):
+def trim(model, tokenizer, splits, task, min_count):
     """(new tokenizer, what compression.json says): cut to the training texts, and what that does to the others."""
-    splits, task = load_data(config, with_train=True)
     texts = {
         name: list(zip(*(rows[column] for column in task.text_columns), strict=True)) for name, rows in splits.items()
     }
-    trimmed, report = trim_vocabulary_(
-        model, tokenizer, texts.pop(task.train_split), min_count=config.vocabulary_min_count
-    )
+    trimmed, report = trim_vocabulary_(model, tokenizer, texts.pop(task.train_split), min_count=min_count)
     logger.info("%s", report)
-    record = {**asdict(report), "task": task.name, "min_count": config.vocabulary_min_count, "splits": {}}
+    record = {**asdict(report), "task": task.name, "min_count": min_count, "splits": {}}
     for name, others in texts.items():
         lost = unknown_report(tokenizer, trimmed, others)
         logger.info("%s: %s", name, lost)
@@ -60,10 +63,21 @@ def trim(model, tokenizer, config):
     return trimmed, record
 
 
-def quantize(model, config):
+def calibration_batches(tokenizer, splits, task, config):
+    """Batches of random training rows as the model reads them; None where the config asks for none."""
+    if config.calibration_samples is None:
+        return None
+    rows = splits[task.train_split].shuffle(seed=config.seed)
+    rows = rows.select(range(min(config.calibration_samples, len(rows))))
+    tokenized = tokenize_splits(DatasetDict({task.train_split: rows}), task, tokenizer, config.max_length)
+    return list(make_dataloader(tokenized[task.train_split], tokenizer, BATCH, shuffle=False, seed=config.seed))
+
+
+def quantize(model, batches, config):
     """Pack the weights. Returns: what compression.json says."""
     scheme = ScalarScheme(BITS[config.recipe], config.quantize_group_size)
-    report = quantize_(model, scheme, modules_to_not_convert=config.modules_to_not_convert)
+    report = quantize_(model, scheme, modules_to_not_convert=config.modules_to_not_convert, batches=batches)
     logger.info("%s", report)
+    record = {**asdict(scheme), "calibration_samples": config.calibration_samples, "modules": list(report.quantized)}
     sizes = {"size_mb": report.size_mb, "size_mb_before": report.size_mb_before, "sqnr_db": report.sqnr_db}
-    return {**asdict(scheme), "modules": list(report.quantized), **sizes}
+    return record | sizes

@@ -71,11 +71,25 @@ def rounded(weight, scheme):
 
 def _round(weight, scheme):
     groups = _split(weight.float(), scheme)
+    scale, zero_point = levels_of(groups, scheme)
+    return nearest_codes(groups, scale, zero_point, scheme), scale, zero_point
+
+
+def levels_of(groups, scheme):
+    """What the levels of groups of weights are.
+
+    Args: groups: float32 of shape (..., group size).
+    Returns: scale, that float16 can hold, and zero_point, both float32 of shape (..., 1).
+    """
     # aminmax takes ten times as long on CPUs
     low, high = groups.amin(-1, keepdim=True).clamp_(max=0), groups.amax(-1, keepdim=True).clamp_(min=0)
     scale = ((high - low) / (scheme.levels - 1)).half().float().clamp_(min=SMALLEST_SCALE)
-    zero_point = (-low / scale).round_().clamp_(max=scheme.levels - 1)
-    return (groups / scale).round_().add_(zero_point).clamp_(0, scheme.levels - 1), scale, zero_point
+    return scale, (-low / scale).round_().clamp_(max=scheme.levels - 1)
+
+
+def nearest_codes(weight, scale, zero_point, scheme):
+    """The numbers, from 0, of the levels that are nearest, in the weight's dtype; the arguments' shapes broadcast."""
+    return (weight / scale).round_().add_(zero_point).clamp_(0, scheme.levels - 1)
 
 
 def _split(rows, scheme):
@@ -119,9 +133,8 @@ class PackedWeight(nn.Module):
         self.register_buffer("scale", torch.zeros(groups))
         self.register_buffer("zero_point", torch.zeros(groups, dtype=torch.uint8))
 
-    def fill_(self, weight):
-        """Take over a matrix. Args: weight: of shape (rows, row length). Raises: ValueError if it is not finite."""
-        codes, scale, zero_point = quantize(weight.detach(), self.scheme)
+    def fill_(self, codes, scale, zero_point):
+        """Take over what `quantize` returns. Raises: ValueError if a scale is not finite."""
         if not torch.isfinite(scale).all():
             raise ValueError("weights that are not finite, or too far apart for a scale in float16")
         self.packed.copy_(pack_bits(codes, self.scheme.bits))
@@ -177,12 +190,6 @@ class PackedLinear(PackedWeight):
     def like(cls, module, scheme):
         """An empty one in the place of an `nn.Linear`."""
         return cls(module.in_features, module.out_features, scheme, module.bias is not None)
-
-    def fill_(self, weight, bias=None):
-        """Take over a matrix and a bias of shape (out_features,), None where there is none."""
-        if self.bias is not None:
-            self.bias.detach().copy_(bias.detach())
-        return super().fill_(weight)
 
     def to_float(self):
         """The `nn.Linear` that computes the same."""

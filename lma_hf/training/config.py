@@ -239,10 +239,14 @@ class CompressConfig(DataConfig):
 
     model_dir: str = field(metadata={"help": "saved sequence classification model: folder or hub id"})
     output_dir: str = field(metadata={"help": "folder for the compressed model and its tokenizer"})
-    recipe: Literal["int8", "int4", "int2", "float32"] = option("int8", "bits of a weight; needs no data")
+    recipe: Literal["int8", "int4", "int2", "float32"] = option("int8", "bits of a weight")
     quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
     modules_to_not_convert: list[str] | None = option(
         None, "modules that stay in float32, or names of what they lie in; unset: the head"
+    )
+    calibration_samples: int | None = option(
+        None,
+        "random training rows that linear layers are rounded for (GPTQ); unset: to the nearest level, without data",
     )
     trim_vocabulary: bool = option(False, "keep the tokens alone that the task's training texts have")
     vocabulary_min_count: int = option(1, "how often a token has to occur to be kept")
@@ -250,13 +254,22 @@ class CompressConfig(DataConfig):
     trust_remote_code: bool = option(False, "run Python code that comes with the model; only for sources you trust")
 
     def __post_init__(self):
-        check_positive(self, "quantize_group_size", "vocabulary_min_count")
-        if self.trim_vocabulary:
+        check_positive(self, "quantize_group_size", "vocabulary_min_count", "calibration_samples")
+        if self.recipe == "float32" and (self.calibration_samples or not self.trim_vocabulary):
+            raise ConfigError(
+                "recipe is 'float32', which leaves the weights as they are; it goes with trim_vocabulary alone"
+            )
+        if self.needs_texts:
             super().__post_init__()
         elif named := self.task_name or self.text_columns:
-            raise ConfigError(f"{named!r} names texts, which only --trim_vocabulary true needs; pass it or drop them")
-        elif self.recipe == "float32":
-            raise ConfigError("recipe is 'float32' and trim_vocabulary false, which changes nothing; choose another")
+            raise ConfigError(
+                f"{named!r} names texts, which trim_vocabulary and calibration_samples alone need; set one, or drop it"
+            )
+
+    @property
+    def needs_texts(self):
+        """Whether training rows are read."""
+        return self.trim_vocabulary or self.calibration_samples is not None
 
 
 @dataclass(kw_only=True)

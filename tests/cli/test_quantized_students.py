@@ -109,6 +109,18 @@ def test_a_packed_model_teaches_and_is_exported_like_any_other(run, compressed, 
         assert main(export) == 0
 
 
+def test_compress_rounds_for_training_texts(run, tmp_path, data_flags):
+    records = []
+    for name, more in {"nearest": [], "calibrated": [*data_flags, "--calibration_samples", "64"]}.items():
+        flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / name), "--recipe", "int2"]
+        assert main(["compress", *flags, *more, "--quantize_group_size", "8"]) == 0
+        records.append(json.loads((tmp_path / name / "compression.json").read_text())["weights"])
+    assert [record["calibration_samples"] for record in records] == [None, 64]
+    # single weights are further off, so that outputs are closer
+    assert records[1]["sqnr_db"] < records[0]["sqnr_db"]
+    assert scores(tmp_path / "calibrated", data_flags)["validation"]["accuracy"] >= 0.8
+
+
 def test_compress_cuts_the_vocabulary_to_the_training_texts(run, tmp_path, data_flags):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--trim_vocabulary", "true"]
     assert main(["compress", *flags, *data_flags, "--recipe", "float32"]) == 0
@@ -149,8 +161,11 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
         (["--model_dir", str(run()), "--output_dir", str(compressed)], "exists and is no empty folder"),
         (["--model_dir", str(compressed), "--output_dir", str(tmp_path / "a")], "quantized already"),
         (["--model_dir", str(tmp_path / "no"), "--output_dir", str(tmp_path / "a")], "does not exist"),
-        (["--model_dir", "m", "--output_dir", "a", "--recipe", "float32"], "changes nothing; choose another"),
-        (["--model_dir", "m", "--output_dir", "a", "--task_name", "rte"], "only --trim_vocabulary true needs"),
+        (["--model_dir", "m", "--output_dir", "a", "--recipe", "float32"], "leaves the weights as they are"),
+        (
+            ["--model_dir", "m", "--output_dir", "a", "--task_name", "rte"],
+            "which trim_vocabulary and calibration_samples alone need",
+        ),
         (["--model_dir", "m", "--output_dir", "a", "--trim_vocabulary", "true"], "neither task_name nor text_columns"),
     ]:
         assert main(["compress", *flags]) == 2

@@ -81,8 +81,8 @@ def test_two_processes_give_the_weights_of_one(tmp_path, data_flags, teacher_dir
 
 
 def test_two_processes_train_the_same_quantized_student(tmp_path, data_flags, teacher_dir):
-    common = [*data_flags, "--teacher", str(teacher_dir), "--num_layers", "2", "--quantize", "int4", "--max_steps", "4"]
-    common += ["--eval_steps", "4", "--logging_steps", "1", "--calibration_batches", "2"]
+    common = [*data_flags, "--teacher", str(teacher_dir), "--num_layers", "2", "--quantize", "int4"]
+    common += ["--max_steps", "4", "--eval_steps", "4", "--logging_steps", "1", "--calibration_batches", "2"]
 
     def flags(name, batch_size):
         return [*common, "--output_dir", str(tmp_path / name), "--per_device_train_batch_size", str(batch_size)]

@@ -95,9 +95,10 @@ def test_packed_bits_unpack_to_the_same_codes(bits, seed, length):
 @pytest.mark.parametrize("scheme", [ScalarScheme(bits, size) for bits in BITS for size in (None, 7)], ids=str)
 def test_packed_layers_compute_what_the_rounded_ones_do(scheme):
     linear, table = nn.Linear(19, 6), nn.Embedding(11, 19, padding_idx=0)
-    packed = PackedLinear.like(linear, scheme).fill_(linear.weight, linear.bias)
-    packed_table = PackedEmbedding.like(table, scheme).fill_(table.weight)
+    packed = PackedLinear.like(linear, scheme).fill_(*quantize(linear.weight, scheme))
+    packed_table = PackedEmbedding.like(table, scheme).fill_(*quantize(table.weight, scheme))
     with torch.no_grad():
+        packed.bias.copy_(linear.bias)
         linear.weight.copy_(rounded(linear.weight, scheme))
         table.weight.copy_(rounded(table.weight, scheme))
     x, ids = torch.randn(2, 3, 19), torch.randint(11, (2, 5))
@@ -109,7 +110,8 @@ def test_packed_layers_compute_what_the_rounded_ones_do(scheme):
 
 
 def test_an_unpacked_weight_is_not_kept_past_a_change():
-    first, second = (PackedLinear(8, 4, ScalarScheme(4)).fill_(matrix(seed, 4, 8), torch.zeros(4)) for seed in (1, 2))
+    scheme = ScalarScheme(4)
+    first, second = (PackedLinear(8, 4, scheme).fill_(*quantize(matrix(seed, 4, 8), scheme)) for seed in (1, 2))
     x = torch.randn(3, 8)
     assert not torch.equal(first(x), second(x))
     first.load_state_dict(second.state_dict())
@@ -119,7 +121,7 @@ def test_an_unpacked_weight_is_not_kept_past_a_change():
 
 def test_a_layer_without_bias_stays_without():
     linear = nn.Linear(8, 4, bias=False)
-    packed = PackedLinear.like(linear, ScalarScheme(8)).fill_(linear.weight)
+    packed = PackedLinear.like(linear, ScalarScheme(8)).fill_(*quantize(linear.weight, ScalarScheme(8)))
     assert packed.bias is None
     assert packed.to_float().bias is None
     assert packed(torch.ones(1, 8)).shape == (1, 4)
@@ -128,7 +130,7 @@ def test_a_layer_without_bias_stays_without():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e9])
 def test_weights_without_a_finite_scale_are_refused(bad):
     with pytest.raises(ValueError, match="not finite, or too far apart"):
-        PackedLinear(2, 1, ScalarScheme(2), bias=False).fill_(torch.tensor([[0.0, bad]]))
+        PackedLinear(2, 1, ScalarScheme(2)).fill_(*quantize(torch.tensor([[0.0, bad]]), ScalarScheme(2)))
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"bits": 3}, "bits is 3"), ({"group_size": 0}, "group_size is 0")])

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lma_hf.compression.quantization.calibrated import calibrated_codes
 from lma_hf.compression.quantization.fake_quantize import master_weight, prepared_schemes
 from lma_hf.compression.quantization.targets import quantizable_modules
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.modeling_lma import connect
-from lma_hf.modeling.packed_lma import PACKED
+from lma_hf.modeling.packed_lma import PACKED, quantize
 from lma_hf.modeling.quantizer_lma import mark_packed
 from lma_hf.surgery.swap import own_config
 
@@ -40,13 +41,15 @@ class QuantizationReport:
         )
 
 
-def quantize_(model, scheme=None, *, modules_to_not_convert=None):
+def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
     """Replace linear layers and embeddings by packed ones, in place; for inference, `model.dequantize()` undoes it.
 
     Args:
         model: a transformers model.
         scheme: a `ScalarScheme`; None: those that the model was trained with (`prepare_quantization_`).
         modules_to_not_convert: see `quantizable_modules`, which says what else is raised.
+        batches: list of model inputs (dicts of tensors) that linear layers are rounded for; see `calibrated_codes`.
+            None: every weight goes to its nearest level.
     Returns: QuantizationReport. Raises: SurgeryError if a scheme is missing or given twice, or a weight is not finite.
     """
     schemes = prepared_schemes(model)
@@ -54,7 +57,9 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None):
         wrong = "was prepared with schemes of its own; drop scheme" if schemes else "was not prepared; name a scheme"
         raise SurgeryError(f"scheme is {scheme!r}, but {type(model).__name__} {wrong}")
     schemes = schemes or dict.fromkeys(quantizable_modules(model, modules_to_not_convert), scheme)
-    before, packed = _size_mb(model), _pack(model, schemes)
+    linear = {fqn: model.get_submodule(fqn) for fqn in schemes if isinstance(model.get_submodule(fqn), nn.Linear)}
+    calibrated = {} if batches is None else calibrated_codes(model, linear, scheme, batches)
+    before, packed = _size_mb(model), _pack(model, schemes, calibrated)
     sqnr_db = _sqnr_db(model, packed)
     own_config(model)
     for fqn, module in packed.items():
@@ -66,7 +71,7 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None):
 def quantized_copy(model):
     """The packed model that a prepared one is to be saved as; the model itself stays as it is."""
     schemes = prepared_schemes(model)
-    packed = _pack(model, schemes)
+    packed = _pack(model, schemes, {})
     # as if these had been copied already
     twin = copy.deepcopy(model, {id(model.get_submodule(fqn)): module for fqn, module in packed.items()})
     _mark(twin, schemes)
@@ -79,8 +84,8 @@ def _mark(model, schemes):
 
 
 @torch.no_grad()
-def _pack(model, schemes):
-    """Fqn -> the packed module that is to stand there."""
+def _pack(model, schemes, calibrated):
+    """Fqn -> the packed module that is to stand there. Args: calibrated: fqn -> codes, scale, zero_point."""
     packed = {}
     for fqn, scheme in schemes.items():
         module = model.get_submodule(fqn)
@@ -88,9 +93,11 @@ def _pack(model, schemes):
         weight = master_weight(module)
         packed[fqn] = PACKED[kind].like(module, scheme).to(weight.device, weight.dtype).train(module.training)
         try:
-            packed[fqn].fill_(weight, *([module.bias] if kind is nn.Linear else []))
+            packed[fqn].fill_(*calibrated.get(fqn) or quantize(weight, scheme))
         except ValueError as error:
             raise SurgeryError(f"{fqn} has {error}") from error
+        if getattr(module, "bias", None) is not None:
+            packed[fqn].bias.copy_(module.bias)
     return packed
 
 

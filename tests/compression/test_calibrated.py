@@ -1,0 +1,98 @@
+"""Rounding for calibration data: the compensation against least squares in float64, and what it gains."""
+
+import pytest
+import torch
+from helpers import padded_batch, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lma_hf.compression.quantization.calibrated import DAMPING, compensated_codes, input_grams
+from lma_hf.compression.quantization.pack import quantize_
+from lma_hf.modeling.packed_lma import ScalarScheme, dequantize, quantize, rounded
+from lma_hf.modeling.quantizer_lma import packed_modules
+
+schemes = st.builds(ScalarScheme, st.sampled_from([2, 4, 8]), st.sampled_from([None, 4, 5]))
+
+
+def problem(seed, rows=6, length=12, correlation=1.0):
+    """A weight and the mean outer product of its inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.eye(length) + correlation * torch.randn(length, length, generator=generator)
+    inputs = torch.randn(200, length, generator=generator) @ mixing
+    return torch.randn(rows, length, generator=generator), (inputs.T @ inputs / 200).double()
+
+
+def by_least_squares(weight, gram, scheme):
+    """What the compensation is meant to be: after each column the others are fitted anew to the original outputs."""
+    damped = gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram))
+    original, current = weight.double(), weight.double().clone()
+    size = scheme.group_size or weight.shape[1]
+    for column in range(weight.shape[1]):
+        if column % size == 0:
+            start = current[:, column : column + size].float()
+            _, scale, zero_point = quantize(start, ScalarScheme(scheme.bits))
+        code = (current[:, column].float() / scale[:, 0]).round() + zero_point[:, 0]
+        current[:, column] = (code.clamp(0, scheme.levels - 1) - zero_point[:, 0]) * scale[:, 0]
+        rest = slice(column + 1, None)
+        error = (original - current)[:, : column + 1]
+        # minimum over the rest of tr((original - current) gram (original - current)^T)
+        current[:, rest] = original[:, rest] + error @ damped[: column + 1, rest] @ damped[rest, rest].inverse()
+    return current
+
+
+@given(schemes, st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_every_column_is_made_up_for_as_least_squares_would(scheme, seed):
+    weight, gram = problem(seed)
+    codes, scale, zero_point = compensated_codes(weight, gram, scheme)
+    found, expected = dequantize(codes, scale, zero_point, scheme).double(), by_least_squares(weight, gram, scheme)
+    assert scale.shape == quantize(weight, scheme)[1].shape
+    # a weight in the middle of two levels may go to either, and those after it follow
+    rows = (found - expected).abs().amax(dim=1) <= 1e-3
+    assert rows.float().mean() >= 0.8
+
+
+@given(schemes, st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_inputs_without_correlation_leave_nothing_to_make_up_for(scheme, seed):
+    weight, _ = problem(seed)
+    gram = torch.diag(torch.rand(weight.shape[1], dtype=torch.float64) + 0.5)
+    assert all(map(torch.equal, compensated_codes(weight, gram, scheme), quantize(weight, scheme)))
+
+
+def output_error(weight, values, gram):
+    difference = (weight - values).double()
+    return torch.einsum("ri,ij,rj->", difference, gram, difference)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_outputs_are_closer_than_by_rounding_alone(bits):
+    weight, gram = problem(1, rows=64, length=48)
+    scheme = ScalarScheme(bits, 16)
+    calibrated = dequantize(*compensated_codes(weight, gram, scheme), scheme)
+    ratio = output_error(weight, calibrated, gram) / output_error(weight, rounded(weight, scheme), gram)
+    assert ratio < 0.8
+
+
+def test_padding_does_not_count():
+    model = tiny_model()
+    fqn = "bert.encoder.layer.0.intermediate.dense"
+    modules = {fqn: model.get_submodule(fqn)}
+    short, long = (padded_batch(model, (5, 9), pad_to=length) for length in (9, 20))
+    torch.testing.assert_close(input_grams(model, modules, [short]), input_grams(model, modules, [long]))
+    assert not model.get_submodule(fqn)._forward_pre_hooks
+
+
+def test_a_calibrated_model_is_closer_and_nothing_else_has_changed():
+    batches = [padded_batch(tiny_model(), (30, 21, 35, 40), seed=seed) for seed in range(8)]
+    expected, found = tiny_model()(**batches[0]).logits, {}
+    for name, given_batches in {"rounded": None, "calibrated": batches}.items():
+        model = tiny_model().train()
+        quantize_(model, ScalarScheme(4, 8), batches=given_batches)
+        assert model.training
+        found[name] = model.eval()
+    errors = {name: (model(**batches[0]).logits - expected).square().mean() for name, model in found.items()}
+    assert errors["calibrated"] < 0.7 * errors["rounded"]
+    for fqn, module in packed_modules(found["rounded"]).items():
+        other = found["calibrated"].get_submodule(fqn)
+        assert torch.equal(module.packed, other.packed) == ("embeddings" in fqn)
