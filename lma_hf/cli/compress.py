@@ -6,8 +6,10 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
+from lma_hf.cli.compressed_run import check_finished_run, write_records
 from lma_hf.cli.loading import load_data, load_tokenizer_and_model
 from lma_hf.cli.quantization import BITS
+from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.data.collate import make_dataloader, tokenize_splits
@@ -26,6 +28,9 @@ def compress(config):
     Args: config: a `CompressConfig`.
     Returns: what compression.json holds: the recipe, what it did to tokens and weights, and the folder's size in MB.
     """
+    model_dir = Path(config.model_dir).expanduser()
+    if config.score:
+        check_finished_run(model_dir)
     with folder_to_be(Path(config.output_dir).expanduser()) as folder:
         tokenizer, model = load_tokenizer_and_model(
             config.model_dir,
@@ -43,6 +48,9 @@ def compress(config):
             record["weights"] = quantize(model, batches, config)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if config.score:
+            scores = write_records(model_dir, folder, dict(record), count_parameters(model))
+            logger.info("scores of the compressed model: %s", scores)
         record["folder_mb"] = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         write_json(record, folder / RECORD)
     return record

@@ -19,6 +19,7 @@ from rich.text import Text
 from torch import nn
 
 from lma_hf.errors import ConfigError, DataError
+from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.surgery.eval_mode import eval_mode
 
 REPORTED_PACKAGES = ("lma_hf", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "onnxruntime")
@@ -26,8 +27,9 @@ MIN_TABLE_WIDTH = 100
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, frozen ones included; a tensor that several modules share counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, frozen and packed ones included; a tensor that several modules share counts once."""
+    packed = sum(module.num_weights for module in packed_modules(model).values())
+    return packed + sum(parameter.numel() for parameter in model.parameters())
 
 
 def folder_size_mb(path: Path) -> float:

@@ -109,7 +109,8 @@ def recipe(facts):
 
 
 def _fine_tuning(facts):
-    return f"Fine-tuned from `{facts.results['model']}` with `lma-hf teach`."
+    smaller = _compression(facts.results.get("compression"))
+    return f"Fine-tuned from `{facts.results['model']}` with `lma-hf teach`.{smaller}"
 
 
 def _distillation(facts):
@@ -137,7 +138,8 @@ def _distillation(facts):
     elif config.get("hidden_size") is None:
         layers = listing(results["layer_map"])
         start = f" It started from layers {layers} of the teacher `{results['teacher']['name']}` (counted from 0)."
-    return f"Distilled with `lma-hf distill`.{start} The loss is {loss}.{_quantization(results.get('quantization'))}"
+    smaller = _quantization(results.get("quantization")) + _compression(results.get("compression"))
+    return f"Distilled with `lma-hf distill`.{start} The loss is {loss}.{smaller}"
 
 
 def _quantization(record):
@@ -150,6 +152,19 @@ def _quantization(record):
         f" The weights of {len(record['modules'])} modules have {record['bits']} bits, with {groups}; in training "
         f"{share} were rounded at each step."
     )
+
+
+def _compression(record):
+    if record is None:
+        return ""
+    steps = []
+    if cut := record.get("vocabulary"):
+        steps.append(f"its vocabulary was cut from {cut['tokens_before']:,} to {cut['tokens_after']:,} tokens")
+    if weights := record.get("weights"):
+        count = weights["calibration_samples"]
+        how = "to the nearest level" if count is None else f"for {count:,} training rows (GPTQ)"
+        steps.append(f"the weights of {len(weights['modules'])} modules were rounded to {weights['bits']} bits, {how}")
+    return f" Afterwards, with `lma-hf compress`, {listing(steps)}."
 
 
 def _optimisation(facts):

@@ -133,6 +133,11 @@ class PackedWeight(nn.Module):
         self.register_buffer("scale", torch.zeros(groups))
         self.register_buffer("zero_point", torch.zeros(groups, dtype=torch.uint8))
 
+    @property
+    def num_weights(self):
+        """How many numbers the matrix has."""
+        return len(self.packed) * self.row_length
+
     def fill_(self, codes, scale, zero_point):
         """Take over what `quantize` returns. Raises: ValueError if a scale is not finite."""
         if not torch.isfinite(scale).all():

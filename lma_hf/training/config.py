@@ -250,6 +250,9 @@ class CompressConfig(DataConfig):
     )
     trim_vocabulary: bool = option(False, "keep the tokens alone that the task's training texts have")
     vocabulary_min_count: int = option(1, "how often a token has to occur to be kept")
+    score: bool = option(
+        False, "model_dir is a finished run: score the result on the run's validation data, so that it can be pushed"
+    )
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
     trust_remote_code: bool = option(False, "run Python code that comes with the model; only for sources you trust")
 

@@ -109,6 +109,26 @@ def test_a_packed_model_teaches_and_is_exported_like_any_other(run, compressed, 
         assert main(export) == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--recipe", "float32", "--trim_vocabulary", "true"]], ids=["int8", "trimmed"])
+def test_a_scored_model_has_the_records_of_a_run_and_can_be_pushed(run, tmp_path, data_flags, capsys, more):
+    flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--score", "true"]
+    assert main(["compress", *flags, *more, *(data_flags if more else [])]) == 0
+    results, before = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "small", run()))
+    assert results["metrics"] == scores(tmp_path / "small", data_flags)
+    assert (results["num_parameters"] < before["num_parameters"]) == bool(more)
+    assert results["size_mb"] < before["size_mb"]
+    assert results["compression"]["recipe"] == (more[1] if more else "int8")
+    push = ["push", "--model_dir", str(tmp_path / "small"), "--repo_id", "me/small", "--dry_run", "true"]
+    assert main(push) == 0
+    assert "nothing was sent" in capsys.readouterr().out
+
+
+def test_only_a_finished_run_is_scored(run, compressed, tmp_path, capsys):
+    flags = ["--model_dir", str(compressed), "--output_dir", str(tmp_path / "small"), "--score", "true"]
+    assert main(["compress", *flags]) == 2
+    assert "holds no metrics.jsonl of a finished run; drop score" in capsys.readouterr().err
+
+
 def test_compress_rounds_for_training_texts(run, tmp_path, data_flags):
     records = []
     for name, more in {"nearest": [], "calibrated": [*data_flags, "--calibration_samples", "64"]}.items():

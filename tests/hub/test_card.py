@@ -77,6 +77,17 @@ def test_quantization_is_told(folder, model, record, words):
     assert words in text
 
 
+def test_compression_is_told(folder, model):
+    weights = {"bits": 4, "modules": ["a", "b", "c"], "calibration_samples": 256}
+    record = {"vocabulary": {"tokens_before": 30522, "tokens_after": 1234}, "weights": weights}
+    write_records(folder, results=RESULTS | {"compression": record})
+    text = build_card(folder, model=model, comparison=compared(), provenance=KNOWN).content
+    assert (
+        "Afterwards, with `lma-hf compress`, its vocabulary was cut from 30,522 to 1,234 tokens and the weights of 3 "
+        "modules were rounded to 4 bits, for 256 training rows (GPTQ)." in text
+    )
+
+
 def test_metadata_holds_what_is_known(card):
     data = card.data
     assert (data.license, data.base_model, data.language) == ("apache-2.0", "owner/base", "en")

@@ -1,0 +1,40 @@
+"""A finished run's records for its compressed model, with the scores that this one has."""
+
+import json
+import shutil
+from dataclasses import fields
+
+import yaml
+
+from lma_hf.cli.evaluate import score_saved_model
+from lma_hf.compare.profiling import folder_size_mb
+from lma_hf.errors import ConfigError
+from lma_hf.training.checkpoint import METRICS, RESULTS, RUN_CONFIG, write_json
+from lma_hf.training.config import DataConfig, EvaluateConfig
+
+COPIED = (METRICS, RUN_CONFIG, "environment.json")
+
+
+def check_finished_run(model_dir):
+    """Raises: ConfigError if a folder is not the output_dir of a finished run."""
+    for name in (*COPIED, RESULTS):
+        if not (model_dir / name).is_file():
+            raise ConfigError(f"score is true, but {model_dir} holds no {name} of a finished run; drop score")
+
+
+def write_records(model_dir, folder, record, num_parameters):
+    """Score the compressed model in `folder` on the run's validation data, and write the run's records beside it.
+
+    Args: record: what compression.json is to hold. num_parameters: of the compressed model.
+    Returns: split -> metric -> value in [-1, 1].
+    """
+    run_config = yaml.safe_load((model_dir / RUN_CONFIG).read_text(encoding="utf-8"))
+    names = [*(field.name for field in fields(DataConfig)), "mixed_precision"]
+    data = {name: run_config[name] for name in names if name in run_config}
+    results = json.loads((model_dir / RESULTS).read_text(encoding="utf-8"))
+    results["metrics"] = score_saved_model(EvaluateConfig(model_dir=str(folder), **data))
+    results |= {"num_parameters": num_parameters, "size_mb": folder_size_mb(folder), "compression": record}
+    write_json(results, folder / RESULTS)
+    for name in COPIED:
+        shutil.copyfile(model_dir / name, folder / name)
+    return results["metrics"]
