@@ -8,13 +8,13 @@ from datasets import DatasetDict
 
 from lma_hf.cli.compressed_run import check_finished_run, write_records
 from lma_hf.cli.loading import load_data, load_tokenizer_and_model
-from lma_hf.cli.quantization import BITS
+from lma_hf.cli.quantization import scheme_of
 from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.data.collate import make_dataloader, tokenize_splits
 from lma_hf.export.folder import folder_to_be
-from lma_hf.modeling.packed_lma import ScalarScheme
+from lma_hf.modeling.schemes_lma import scheme_to_dict
 from lma_hf.training.checkpoint import write_json
 
 logger = logging.getLogger(__name__)
@@ -83,9 +83,13 @@ def calibration_batches(tokenizer, splits, task, config):
 
 def quantize(model, batches, config):
     """Pack the weights. Returns: what compression.json says."""
-    scheme = ScalarScheme(BITS[config.recipe], config.quantize_group_size)
+    scheme = scheme_of(config.recipe, config.quantize_group_size)
     report = quantize_(model, scheme, modules_to_not_convert=config.modules_to_not_convert, batches=batches)
     logger.info("%s", report)
-    record = {**asdict(scheme), "calibration_samples": config.calibration_samples, "modules": list(report.quantized)}
+    record = {
+        **scheme_to_dict(scheme),
+        "calibration_samples": config.calibration_samples,
+        "modules": list(report.quantized),
+    }
     sizes = {"size_mb": report.size_mb, "size_mb_before": report.size_mb_before, "sqnr_db": report.sqnr_db}
     return record | sizes

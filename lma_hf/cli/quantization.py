@@ -7,10 +7,15 @@ from accelerate.utils import DistributedType
 
 from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
 from lma_hf.errors import ConfigError
-from lma_hf.modeling.packed_lma import ScalarScheme
+from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme
 
 logger = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int2": 2}
+
+
+def scheme_of(recipe, group_size):
+    """What a recipe's name stands for: "int8", "int4", "int2", or "pq" for product quantization."""
+    return ProductScheme() if recipe == "pq" else ScalarScheme(BITS[recipe], group_size)
 
 
 def prepare_quantization(student, config, accelerator):
@@ -26,7 +31,7 @@ def prepare_quantization(student, config, accelerator):
             f"quantize is {config.quantize!r}, which needs whole weights on every process, but accelerate uses "
             f"{accelerator.distributed_type.value}; use several processes without it"
         )
-    scheme = ScalarScheme(BITS[config.quantize], config.quantize_group_size)
+    scheme = scheme_of(config.quantize, config.quantize_group_size)
     modules = prepare_quantization_(
         student, scheme, noise_rate=config.noise_rate, modules_to_not_convert=config.modules_to_not_convert
     )

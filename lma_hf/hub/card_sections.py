@@ -163,7 +163,8 @@ def _compression(record):
     if weights := record.get("weights"):
         count = weights["calibration_samples"]
         how = "to the nearest level" if count is None else f"for {count:,} training rows (GPTQ)"
-        steps.append(f"the weights of {len(weights['modules'])} modules were rounded to {weights['bits']} bits, {how}")
+        to = f"rounded to {weights['bits']} bits, {how}" if weights["method"] == "scalar" else "product-quantized"
+        steps.append(f"the weights of {len(weights['modules'])} modules were {to}")
     return f" Afterwards, with `lma-hf compress`, {listing(steps)}."
 
 

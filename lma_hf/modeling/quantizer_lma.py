@@ -9,7 +9,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .packed_lma import PACKED, PackedWeight, ScalarScheme
+from .packed_lma import PACKED, PackedWeight
+from .schemes_lma import scheme_from_dict, scheme_to_dict
 from .swap_record_lma import mark_activation, unmark_activation
 
 QUANT_METHOD = "lma_hf"
@@ -18,7 +19,7 @@ QUANT_METHOD = "lma_hf"
 class PackedConfig(QuantizationConfigMixin):
     """Which modules of a model are packed, and how.
 
-    Args: groups: list of {"modules": fqns, **fields of a `ScalarScheme`}.
+    Args: groups: list of {"modules": fqns, "method": "scalar" or "product", **fields of the scheme}.
     """
 
     def __init__(self, groups, quant_method=QUANT_METHOD):
@@ -26,19 +27,19 @@ class PackedConfig(QuantizationConfigMixin):
 
     @classmethod
     def of(cls, schemes):
-        """From fqn -> `ScalarScheme`."""
+        """From fqn -> scheme."""
         modules = {}
         for fqn, scheme in schemes.items():
             modules.setdefault(scheme, []).append(fqn)
-        return cls([{**vars(scheme), "modules": fqns} for scheme, fqns in modules.items()])
+        return cls([{**scheme_to_dict(scheme), "modules": fqns} for scheme, fqns in modules.items()])
 
     @property
     def schemes(self):
-        """Fqn -> `ScalarScheme`. Raises: TypeError or ValueError for what this version does not know."""
+        """Fqn -> scheme. Raises: TypeError or ValueError for what this version does not know."""
         found = {}
         for group in self.groups:
             settings = dict(group)
-            found |= dict.fromkeys(settings.pop("modules"), ScalarScheme(**settings))
+            found |= dict.fromkeys(settings.pop("modules"), scheme_from_dict(settings))
         return found
 
 
@@ -60,7 +61,7 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model, **kwargs):
         for module in packed_modules(model).values():
             # transformers casts parameters alone
-            module.scale = module.scale.to(model.dtype)
+            module.cast_(model.dtype)
 
     def _dequantize(self, model, dtype=None):
         # a config that comes from a file has a name there
@@ -84,7 +85,7 @@ def packed_modules(model):
 
 
 def mark_packed(model, schemes):
-    """Say in a model and its config that its modules are packed. Args: schemes: fqn -> `ScalarScheme`."""
+    """Say in a model and its config that its modules are packed. Args: schemes: fqn -> scheme."""
     config = PackedConfig.of(schemes)
     model.hf_quantizer = PackedQuantizer(config)
     model.is_quantized, model.quantization_method = True, QUANT_METHOD

@@ -239,7 +239,9 @@ class CompressConfig(DataConfig):
 
     model_dir: str = field(metadata={"help": "saved sequence classification model: folder or hub id"})
     output_dir: str = field(metadata={"help": "folder for the compressed model and its tokenizer"})
-    recipe: Literal["int8", "int4", "int2", "float32"] = option("int8", "bits of a weight")
+    recipe: Literal["int8", "int4", "int2", "pq", "float32"] = option(
+        "int8", "bits of a weight; pq: product quantization, 8 bits for 8 weights"
+    )
     quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
     modules_to_not_convert: list[str] | None = option(
         None, "modules that stay in float32, or names of what they lie in; unset: the head"
@@ -258,6 +260,8 @@ class CompressConfig(DataConfig):
 
     def __post_init__(self):
         check_positive(self, "quantize_group_size", "vocabulary_min_count", "calibration_samples")
+        if self.recipe == "pq" and (self.quantize_group_size or self.calibration_samples):
+            raise ConfigError("recipe is 'pq', which has no quantize_group_size and no calibration_samples; drop them")
         if self.recipe == "float32" and (self.calibration_samples or not self.trim_vocabulary):
             raise ConfigError(
                 "recipe is 'float32', which leaves the weights as they are; it goes with trim_vocabulary alone"

@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from lma_hf.cli.__main__ import main
 from lma_hf.cli.evaluate import evaluate
 from lma_hf.compression.quantization.pack import quantize_
-from lma_hf.modeling.packed_lma import ScalarScheme
 from lma_hf.modeling.quantizer_lma import packed_modules
+from lma_hf.modeling.schemes_lma import ScalarScheme
 from lma_hf.training.config import EvaluateConfig
 
 DISTILL = ["--num_layers", "2", "--num_train_epochs", "2", "--learning_rate", "2e-3", "--calibration_batches", "2"]

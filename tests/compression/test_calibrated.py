@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lma_hf.compression.quantization.calibrated import DAMPING, compensated_codes, input_grams
 from lma_hf.compression.quantization.pack import quantize_
-from lma_hf.modeling.packed_lma import ScalarScheme, dequantize, quantize, rounded
 from lma_hf.modeling.quantizer_lma import packed_modules
+from lma_hf.modeling.schemes_lma import ScalarScheme, dequantize, quantize, rounded
 
 schemes = st.builds(ScalarScheme, st.sampled_from([2, 4, 8]), st.sampled_from([None, 4, 5]))
 

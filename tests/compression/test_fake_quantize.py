@@ -16,7 +16,7 @@ from lma_hf.compression.quantization.fake_quantize import (
 )
 from lma_hf.compression.quantization.pack import quantized_copy
 from lma_hf.errors import SurgeryError
-from lma_hf.modeling.packed_lma import ScalarScheme, rounded
+from lma_hf.modeling.schemes_lma import ScalarScheme, rounded
 from lma_hf.training.used_embeddings import UsedEmbeddings
 
 SCHEME = ScalarScheme(4, 8)

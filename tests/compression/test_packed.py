@@ -7,17 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lma_hf.modeling.packed_lma import (
-    BITS,
-    PackedEmbedding,
-    PackedLinear,
-    ScalarScheme,
-    dequantize,
-    pack_bits,
-    quantize,
-    rounded,
-    unpack_bits,
-)
+from lma_hf.modeling.packed_lma import PackedEmbedding, PackedLinear
+from lma_hf.modeling.schemes_lma import BITS, ScalarScheme, dequantize, pack_bits, quantize, rounded, unpack_bits
 
 schemes = st.builds(ScalarScheme, st.sampled_from(BITS), st.sampled_from([None, 1, 3, 8, 64]))
 seeds = st.integers(0, 2**32 - 1)

@@ -78,7 +78,7 @@ def test_quantization_is_told(folder, model, record, words):
 
 
 def test_compression_is_told(folder, model):
-    weights = {"bits": 4, "modules": ["a", "b", "c"], "calibration_samples": 256}
+    weights = {"method": "scalar", "bits": 4, "modules": ["a", "b", "c"], "calibration_samples": 256}
     record = {"vocabulary": {"tokens_before": 30522, "tokens_after": 1234}, "weights": weights}
     write_records(folder, results=RESULTS | {"compression": record})
     text = build_card(folder, model=model, comparison=compared(), provenance=KNOWN).content

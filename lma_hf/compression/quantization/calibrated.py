@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from lma_hf.modeling.packed_lma import dequantize, levels_of, nearest_codes
+from lma_hf.modeling.schemes_lma import dequantize, levels_of, nearest_codes
 from lma_hf.surgery.eval_mode import eval_mode
 
 DAMPING = 0.01  # of the mean square of the inputs, as in the paper; so that rare inputs do not decide alone
@@ -21,7 +21,7 @@ def calibrated_codes(model, modules, scheme, batches):
         modules: fqn -> `nn.Linear`, in the order in which they compute.
         scheme: a `ScalarScheme`. batches: list of dicts of the model's inputs with an attention_mask; labels are
             ignored, and padding does not count.
-    Returns: fqn -> what `lma_hf.modeling.packed_lma.quantize` returns.
+    Returns: fqn -> what `lma_hf.modeling.schemes_lma.quantize` returns.
     """
     batches = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
     found, originals = {}, {fqn: module.weight.clone() for fqn, module in modules.items()}

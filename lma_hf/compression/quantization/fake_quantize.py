@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from lma_hf.compression.quantization.targets import quantizable_modules
 from lma_hf.errors import SurgeryError
-from lma_hf.modeling.packed_lma import rounded
+from lma_hf.modeling.schemes_lma import ScalarScheme, rounded
 
 NOISE_BLOCK = 8  # weights of a row that are rounded together, or not; the paper's block size
 
@@ -73,6 +73,8 @@ def prepare_quantization_(model, scheme, *, noise_rate=1.0, modules_to_not_conve
     """
     if not 0 <= noise_rate <= 1:
         raise SurgeryError(f"noise_rate is {noise_rate}, allowed are numbers from 0 to 1")
+    if not isinstance(scheme, ScalarScheme):
+        raise SurgeryError(f"scheme is {scheme!r}, allowed in training is a ScalarScheme")
     if prepared_schemes(model):
         raise SurgeryError(f"{type(model).__name__} is prepared for quantization already")
     modules = quantizable_modules(model, modules_to_not_convert)

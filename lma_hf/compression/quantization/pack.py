@@ -9,11 +9,13 @@ from torch import nn
 
 from lma_hf.compression.quantization.calibrated import calibrated_codes
 from lma_hf.compression.quantization.fake_quantize import master_weight, prepared_schemes
+from lma_hf.compression.quantization.product import product_codes, scheme_for
 from lma_hf.compression.quantization.targets import quantizable_modules
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.modeling_lma import connect
-from lma_hf.modeling.packed_lma import PACKED, quantize
+from lma_hf.modeling.packed_lma import PACKED
 from lma_hf.modeling.quantizer_lma import mark_packed
+from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, quantize
 from lma_hf.surgery.swap import own_config
 
 MB = 1e6
@@ -46,7 +48,8 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
 
     Args:
         model: a transformers model.
-        scheme: a `ScalarScheme`; None: those that the model was trained with (`prepare_quantization_`).
+        scheme: a `ScalarScheme` or `ProductScheme`; None: those that the model was trained with
+            (`prepare_quantization_`).
         modules_to_not_convert: see `quantizable_modules`, which says what else is raised.
         batches: list of model inputs (dicts of tensors) that linear layers are rounded for; see `calibrated_codes`.
             None: every weight goes to its nearest level.
@@ -56,7 +59,9 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
     if bool(schemes) == (scheme is not None):
         wrong = "was prepared with schemes of its own; drop scheme" if schemes else "was not prepared; name a scheme"
         raise SurgeryError(f"scheme is {scheme!r}, but {type(model).__name__} {wrong}")
-    schemes = schemes or dict.fromkeys(quantizable_modules(model, modules_to_not_convert), scheme)
+    if batches is not None and not isinstance(scheme, ScalarScheme):
+        raise SurgeryError(f"batches are given, which a ScalarScheme alone is calibrated on, but scheme is {scheme!r}")
+    schemes = schemes or _schemes(quantizable_modules(model, modules_to_not_convert), scheme)
     linear = {fqn: model.get_submodule(fqn) for fqn in schemes if isinstance(model.get_submodule(fqn), nn.Linear)}
     calibrated = {} if batches is None else calibrated_codes(model, linear, scheme, batches)
     before, packed = _size_mb(model), _pack(model, schemes, calibrated)
@@ -78,6 +83,13 @@ def quantized_copy(model):
     return twin
 
 
+def _schemes(modules, scheme):
+    """Fqn -> scheme. A small matrix gets fewer centroids."""
+    if isinstance(scheme, ScalarScheme):
+        return dict.fromkeys(modules, scheme)
+    return {fqn: scheme_for(module.weight, scheme) for fqn, module in modules.items()}
+
+
 def _mark(model, schemes):
     mark_packed(model, schemes)
     connect(model)
@@ -86,6 +98,7 @@ def _mark(model, schemes):
 @torch.no_grad()
 def _pack(model, schemes, calibrated):
     """Fqn -> the packed module that is to stand there. Args: calibrated: fqn -> codes, scale, zero_point."""
+    fit = {ScalarScheme: quantize, ProductScheme: product_codes}
     packed = {}
     for fqn, scheme in schemes.items():
         module = model.get_submodule(fqn)
@@ -93,7 +106,7 @@ def _pack(model, schemes, calibrated):
         weight = master_weight(module)
         packed[fqn] = PACKED[kind].like(module, scheme).to(weight.device, weight.dtype).train(module.training)
         try:
-            packed[fqn].fill_(*calibrated.get(fqn) or quantize(weight, scheme))
+            packed[fqn].fill_(*calibrated.get(fqn) or fit[type(scheme)](weight, scheme))
         except ValueError as error:
             raise SurgeryError(f"{fqn} has {error}") from error
         if getattr(module, "bias", None) is not None:

@@ -1,0 +1,53 @@
+"""Product quantization: the codebook of a matrix by k-means, and the codes of its blocks."""
+
+import dataclasses
+
+import torch
+
+SAMPLE = 2**16  # blocks that the centroids are fitted to
+CHUNK = 2**16  # blocks that are compared with the centroids at once
+BLOCKS_PER_CENTROID = 4  # at least; a small matrix gets a small codebook
+
+
+def scheme_for(weight, scheme):
+    """The `ProductScheme` with as many centroids as a matrix is worth: a power of two, and a quarter of its blocks."""
+    worth = scheme.blocks(weight).shape[:-1].numel() // BLOCKS_PER_CENTROID
+    return dataclasses.replace(scheme, num_centroids=min(scheme.num_centroids, 2 ** max(worth.bit_length() - 1, 0)))
+
+
+@torch.no_grad()
+def product_codes(weight, scheme, seed=0):
+    """Blocks of a matrix and the centroids that stand in for them.
+
+    k-means (scikit-learn's, Lloyd's algorithm) on at most 65,536 random blocks; then each block gets the nearest
+    centroid. The same result each time, on one number of threads.
+
+    Args: weight: of shape (rows, row length), finite. scheme: a `ProductScheme`.
+    Returns: codes (uint8, of shape (rows, blocks)) and codebook (float32 that float16 can hold, of shape
+        (num_centroids, block_size)).
+    Raises: ValueError if the weight is not finite.
+    """
+    if not torch.isfinite(weight).all():
+        raise ValueError("weights that are not finite")
+    blocks = scheme.blocks(weight.float()).cpu()
+    flat = blocks.flatten(0, 1)
+    chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
+    codebook = _centroids(flat[chosen], scheme.num_centroids, seed)
+    codes = torch.cat([_nearest(chunk, codebook) for chunk in flat.split(CHUNK)])
+    return codes.view(blocks.shape[:2]).to(weight.device), codebook.to(weight.device)
+
+
+def _centroids(blocks, count, seed):
+    from sklearn.cluster import KMeans
+
+    distinct = len(blocks.unique(dim=0))
+    kmeans = KMeans(min(count, distinct), n_init=1, max_iter=50, random_state=seed).fit(blocks.numpy())
+    codebook = torch.zeros(count, blocks.shape[1])
+    codebook[: min(count, distinct)] = torch.from_numpy(kmeans.cluster_centers_)
+    return codebook.half().float()
+
+
+def _nearest(blocks, codebook):
+    # the square of the block is the same for all centroids
+    distances = codebook.square().sum(1) - 2 * blocks @ codebook.T
+    return distances.argmin(1).to(torch.uint8)
