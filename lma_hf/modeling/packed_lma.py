@@ -93,7 +93,9 @@ class PackedLinear(PackedWeight):
     def weight(self):
         """Of shape (out_features, in_features)."""
         if self.unpacked is None:
-            self.unpacked = self.rows()
+            # kept for passes with gradients too, which take no tensor of inference mode
+            with torch.inference_mode(False), torch.no_grad():
+                self.unpacked = self.rows()
         return self.unpacked
 
     def forward(self, x):
@@ -110,3 +112,9 @@ class PackedLinear(PackedWeight):
 
 
 PACKED = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
+
+
+def packed_like(module, scheme):
+    """An empty packed layer in the place of a linear layer or an embedding."""
+    kind = next(kind for kind in PACKED if isinstance(module, kind))
+    return PACKED[kind].like(module, scheme)

@@ -9,7 +9,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .packed_lma import PACKED, PackedWeight
+from .packed_lma import PackedWeight, packed_like
 from .schemes_lma import scheme_from_dict, scheme_to_dict
 from .swap_record_lma import mark_activation, unmark_activation
 
@@ -56,7 +56,7 @@ class PackedQuantizer(HfQuantizer):
             names = [fqn, fqn.removeprefix(prefix), prefix + fqn]
             fqn = next((name for name in names if name in there), None)
             if fqn is not None:
-                model.set_submodule(fqn, PACKED[type(there[fqn])].like(there[fqn], scheme))
+                model.set_submodule(fqn, packed_like(there[fqn], scheme))
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         for module in packed_modules(model).values():

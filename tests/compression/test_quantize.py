@@ -197,6 +197,15 @@ def test_it_computes_in_the_dtype_that_is_asked_for(dtype, packed, saved):
     torch.testing.assert_close(logits(model).float(), logits(packed["bert"]), rtol=0, atol=0.2)
 
 
+def test_it_computes_gradients_after_inference(saved):
+    model = AutoModelForSequenceClassification.from_pretrained(saved / "bert")
+    with torch.inference_mode():
+        expected = model(**INPUTS).logits.clone()
+    found = model(**INPUTS).logits
+    found.sum().backward()
+    assert torch.equal(found, expected)
+
+
 def test_the_trainer_of_transformers_refuses_it(packed, tmp_path):
     with pytest.raises(ValueError, match="quantiz"):
         Trainer(packed["bert"], TrainingArguments(tmp_path, report_to="none"))

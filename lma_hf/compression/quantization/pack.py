@@ -13,7 +13,7 @@ from lma_hf.compression.quantization.product import product_codes, scheme_for
 from lma_hf.compression.quantization.targets import quantizable_modules
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.modeling_lma import connect
-from lma_hf.modeling.packed_lma import PACKED
+from lma_hf.modeling.packed_lma import packed_like
 from lma_hf.modeling.quantizer_lma import mark_packed
 from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, quantize
 from lma_hf.surgery.swap import own_config
@@ -102,9 +102,8 @@ def _pack(model, schemes, calibrated):
     packed = {}
     for fqn, scheme in schemes.items():
         module = model.get_submodule(fqn)
-        kind = next(kind for kind in PACKED if isinstance(module, kind))
         weight = master_weight(module)
-        packed[fqn] = PACKED[kind].like(module, scheme).to(weight.device, weight.dtype).train(module.training)
+        packed[fqn] = packed_like(module, scheme).to(weight.device, weight.dtype).train(module.training)
         try:
             packed[fqn].fill_(*calibrated.get(fqn) or fit[type(scheme)](weight, scheme))
         except ValueError as error:
