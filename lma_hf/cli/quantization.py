@@ -1,13 +1,13 @@
 """Quantized weights as a configuration asks for them."""
 
 import logging
-from dataclasses import asdict
 
 from accelerate.utils import DistributedType
 
+from lma_hf.compression.quantization.codebooks import prepare_codebooks_
 from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
 from lma_hf.errors import ConfigError
-from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme
+from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, scheme_to_dict
 
 logger = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int2": 2}
@@ -32,8 +32,10 @@ def prepare_quantization(student, config, accelerator):
             f"{accelerator.distributed_type.value}; use several processes without it"
         )
     scheme = scheme_of(config.quantize, config.quantize_group_size)
-    modules = prepare_quantization_(
-        student, scheme, noise_rate=config.noise_rate, modules_to_not_convert=config.modules_to_not_convert
-    )
-    logger.info("training with %d modules of %d bits, noise rate %g", len(modules), scheme.bits, config.noise_rate)
-    return {**asdict(scheme), "noise_rate": config.noise_rate, "modules": list(modules)}
+    kept = config.modules_to_not_convert
+    if isinstance(scheme, ProductScheme):
+        modules = prepare_codebooks_(student, scheme, modules_to_not_convert=kept)
+    else:
+        modules = prepare_quantization_(student, scheme, noise_rate=config.noise_rate, modules_to_not_convert=kept)
+    logger.info("training with %d modules quantized: %s, noise rate %g", len(modules), scheme, config.noise_rate)
+    return {**scheme_to_dict(scheme), "noise_rate": config.noise_rate, "modules": list(modules)}

@@ -16,7 +16,7 @@ from lma_hf.cli.evaluator import Evaluator
 from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
-from lma_hf.compression.quantization.fake_quantize import prepared_schemes
+from lma_hf.compression.quantization.fake_quantize import prepared_steps
 from lma_hf.compression.quantization.pack import quantized_copy
 from lma_hf.data.collate import make_dataloader, token_ids, tokenize_splits
 from lma_hf.data.labels import align_labels
@@ -180,7 +180,7 @@ class TrainingRun:
 
     def _save(self, model, tokenizer, weights):
         """Put the model, and the delta of what was trained, into output_dir. Returns: names of the files."""
-        saved = quantized_copy(model) if prepared_schemes(model) else model
+        saved = quantized_copy(model) if prepared_steps(model) else model
         files = save_model(saved, tokenizer, self.output_dir, weights)
         if self.config.train != "all":
             named = {"train": self.config.train, "base_model": self.source}

@@ -145,6 +145,8 @@ def _distillation(facts):
 def _quantization(record):
     if record is None:
         return ""
+    if record["method"] == "product":
+        return f" The weights of {len(record['modules'])} modules are product-quantized; their codebooks were trained."
     groups = "a scale for each row" if record["group_size"] is None else f"a scale for {record['group_size']} of them"
     noise = record["noise_rate"]
     share = "all of them" if noise == 1 else f"a random {noise:.0%} of them (Quant-Noise)"

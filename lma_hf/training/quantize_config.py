@@ -11,8 +11,8 @@ from lma_hf.training.options import check_positive, option
 class QuantizeConfig:
     """Quantized distillation and Quant-Noise; see docs/quantization.md."""
 
-    quantize: Literal["int8", "int4", "int2"] | None = option(
-        None, "train with weights of so many bits, and save them packed; unset: float32"
+    quantize: Literal["int8", "int4", "int2", "pq"] | None = option(
+        None, "train with weights of so many bits, or with the codebooks of product quantization; unset: float32"
     )
     quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
     noise_rate: float = option(1.0, "share of the weights that are quantized at each step; below 1: Quant-Noise")
@@ -25,6 +25,8 @@ class QuantizeConfig:
         check_positive(self, "quantize_group_size")
         if not 0 <= self.noise_rate <= 1:
             raise ConfigError(f"noise_rate is {self.noise_rate}, allowed are 0 to 1")
+        if self.quantize == "pq" and (self.quantize_group_size is not None or self.noise_rate != 1):
+            raise ConfigError("quantize is 'pq', which has no quantize_group_size and noise_rate 1 only; drop them")
         if self.quantize is None:
             changed = {"quantize_group_size": None, "noise_rate": 1.0, "modules_to_not_convert": None}
             wrong = [key for key, default in changed.items() if getattr(self, key) != default]

@@ -205,6 +205,7 @@ MORE = {
     "theseus": THESEUS,
     "budget": ["--tokens_per_batch", "256", "--gradient_accumulation_steps", "2"],
     "quant-noise": ["--quantize", "int4", "--noise_rate", "0.5"],
+    "codebooks": ["--quantize", "pq"],
     "quantized theseus": ["--quantize", "int8", *THESEUS],
     "activations": ["--train", "activations+bias", "--activation_warmup_steps", "3"],
 }

@@ -10,9 +10,8 @@ from torch import nn
 from lma_hf.compression.quantization.fake_quantize import (
     NOISE_BLOCK,
     FakeQuantize,
-    master_weight,
     prepare_quantization_,
-    prepared_schemes,
+    prepared_steps,
 )
 from lma_hf.compression.quantization.pack import quantized_copy
 from lma_hf.errors import SurgeryError
@@ -38,7 +37,7 @@ def with_rounded_weights(model):
     """A plain model whose quantized modules hold the rounded weights."""
     plain = copy.deepcopy(tiny_model())
     with torch.no_grad():
-        for fqn in prepared_schemes(model):
+        for fqn in prepared_steps(model):
             module = plain.get_submodule(fqn)
             module.weight.copy_(rounded(module.weight, SCHEME))
     return plain
@@ -122,9 +121,9 @@ def test_gradient_checkpointing_repeats_the_same_noise():
 
 
 def test_head_stays_as_it_is_unless_told_otherwise():
-    assert not any(fqn.startswith("classifier") for fqn in prepared_schemes(prepared(1.0)))
-    assert "classifier" in prepared_schemes(prepared(1.0, modules_to_not_convert=[]))
-    names = prepared_schemes(prepared(1.0, modules_to_not_convert=["embeddings", "layer.0", "classifier"]))
+    assert not any(fqn.startswith("classifier") for fqn in prepared_steps(prepared(1.0)))
+    assert "classifier" in prepared_steps(prepared(1.0, modules_to_not_convert=[]))
+    names = prepared_steps(prepared(1.0, modules_to_not_convert=["embeddings", "layer.0", "classifier"]))
     assert names
     assert all("layer.1" in fqn or "layer.2" in fqn or "pooler" in fqn for fqn in names)
 
@@ -141,7 +140,7 @@ def test_wrong_options_are_refused_and_nothing_is_changed(options, message):
     model = tiny_model()
     with pytest.raises(SurgeryError, match=message):
         prepare_quantization_(model, SCHEME, **options)
-    assert prepared_schemes(model) == {}
+    assert prepared_steps(model) == {}
 
 
 def test_a_model_is_prepared_once():
@@ -161,6 +160,6 @@ def test_a_shared_weight_is_refused():
 
 def test_masters_are_the_weights_of_before():
     model = prepared(1.0)
-    for fqn in prepared_schemes(model):
-        assert torch.equal(master_weight(model.get_submodule(fqn)), tiny_model().get_submodule(fqn).weight)
+    for fqn, (_, master) in prepared_steps(model).items():
+        assert torch.equal(master, tiny_model().get_submodule(fqn).weight)
     assert isinstance(model.get_submodule("bert.embeddings.word_embeddings"), nn.Embedding)

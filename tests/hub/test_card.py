@@ -71,7 +71,9 @@ def test_losses_are_told_with_their_stages_and_schedules(folder, model):
     ],
 )
 def test_quantization_is_told(folder, model, record, words):
-    write_records(folder, results=RESULTS | {"quantization": {"bits": 4, "modules": ["a", "b"], **record}})
+    write_records(
+        folder, results=RESULTS | {"quantization": {"method": "scalar", "bits": 4, "modules": ["a", "b"], **record}}
+    )
     text = build_card(folder, model=model, comparison=compared(), provenance=KNOWN).content
     assert "The weights of 2 modules have 4 bits, " in text
     assert words in text

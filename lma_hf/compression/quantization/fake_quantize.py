@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from lma_hf.compression.quantization.targets import quantizable_modules
 from lma_hf.errors import SurgeryError
-from lma_hf.modeling.schemes_lma import ScalarScheme, rounded
+from lma_hf.modeling.schemes_lma import ScalarScheme, quantize, rounded
 
 NOISE_BLOCK = 8  # weights of a row that are rounded together, or not; the paper's block size
 
@@ -36,6 +36,10 @@ class FakeQuantize(nn.Module):
             return weight
         noisy = _noisy_blocks(weight, self.noise_rate) if self.training and self.noise_rate < 1 else None
         return _RoundStraightThrough.apply(weight, self.scheme, noisy)
+
+    def parts(self, weight):
+        """What a packed layer is filled with."""
+        return quantize(weight, self.scheme)
 
     def extra_repr(self):
         return f"{self.scheme}, noise_rate={self.noise_rate}"
@@ -75,7 +79,7 @@ def prepare_quantization_(model, scheme, *, noise_rate=1.0, modules_to_not_conve
         raise SurgeryError(f"noise_rate is {noise_rate}, allowed are numbers from 0 to 1")
     if not isinstance(scheme, ScalarScheme):
         raise SurgeryError(f"scheme is {scheme!r}, allowed in training is a ScalarScheme")
-    if prepared_schemes(model):
+    if prepared_steps(model):
         raise SurgeryError(f"{type(model).__name__} is prepared for quantization already")
     modules = quantizable_modules(model, modules_to_not_convert)
     for module in modules.values():
@@ -93,18 +97,16 @@ def _round_rows(embedding, inputs, rows):
     return embedding.fake_quantize(rows)
 
 
-def prepared_schemes(model):
-    """Fqn -> `ScalarScheme` of the modules that `prepare_quantization_` has prepared."""
-    steps = {fqn: _step(module) for fqn, module in model.named_modules()}
-    return {fqn: step.scheme for fqn, step in steps.items() if step is not None}
+def prepared_steps(model):
+    """Fqn -> (step, master) of the modules that were prepared to train with quantized weights.
 
-
-def _step(module):
-    if isinstance(module, nn.Embedding):
-        return getattr(module, "fake_quantize", None)
-    return module.parametrizations.weight[0] if parametrize.is_parametrized(module, "weight") else None
-
-
-def master_weight(module):
-    """The float weight of a module, prepared or not."""
-    return module.parametrizations.weight.original if parametrize.is_parametrized(module, "weight") else module.weight
+    The step has a scheme, and the parts that a packed layer is filled with, made from the master.
+    """
+    found = {}
+    for fqn, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            step, master = module.parametrizations.weight[0], module.parametrizations.weight.original
+            found |= {fqn: (step, master)} if hasattr(step, "parts") else {}
+        elif hasattr(module, "fake_quantize"):
+            found[fqn] = module.fake_quantize, module.weight
+    return found

@@ -3,18 +3,19 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from lma_hf.compression.quantization.calibrated import calibrated_codes
-from lma_hf.compression.quantization.fake_quantize import master_weight, prepared_schemes
+from lma_hf.compression.quantization.fake_quantize import prepared_steps
 from lma_hf.compression.quantization.product import product_codes, scheme_for
 from lma_hf.compression.quantization.targets import quantizable_modules
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.modeling_lma import connect
 from lma_hf.modeling.packed_lma import packed_like
-from lma_hf.modeling.quantizer_lma import mark_packed
+from lma_hf.modeling.quantizer_lma import mark_packed, packed_modules
 from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, quantize
 from lma_hf.surgery.swap import own_config
 
@@ -55,71 +56,88 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
             None: every weight goes to its nearest level.
     Returns: QuantizationReport. Raises: SurgeryError if a scheme is missing or given twice, or a weight is not finite.
     """
-    schemes = prepared_schemes(model)
-    if bool(schemes) == (scheme is not None):
-        wrong = "was prepared with schemes of its own; drop scheme" if schemes else "was not prepared; name a scheme"
+    prepared = prepared_steps(model)
+    if bool(prepared) == (scheme is not None):
+        wrong = "was prepared with schemes of its own; drop scheme" if prepared else "was not prepared; name a scheme"
         raise SurgeryError(f"scheme is {scheme!r}, but {type(model).__name__} {wrong}")
     if batches is not None and not isinstance(scheme, ScalarScheme):
         raise SurgeryError(f"batches are given, which a ScalarScheme alone is calibrated on, but scheme is {scheme!r}")
-    schemes = schemes or _schemes(quantizable_modules(model, modules_to_not_convert), scheme)
-    linear = {fqn: model.get_submodule(fqn) for fqn in schemes if isinstance(model.get_submodule(fqn), nn.Linear)}
-    calibrated = {} if batches is None else calibrated_codes(model, linear, scheme, batches)
-    before, packed = _size_mb(model), _pack(model, schemes, calibrated)
+    before = _size_mb(model)
+    packed = _pack_prepared(model) if prepared else _pack(model, scheme, modules_to_not_convert, batches)
     sqnr_db = _sqnr_db(model, packed)
     own_config(model)
     for fqn, module in packed.items():
         model.set_submodule(fqn, module)
-    _mark(model, schemes)
+    schemes = _mark(model)
     return QuantizationReport(schemes, _size_mb(model), before, sqnr_db)
 
 
 def quantized_copy(model):
     """The packed model that a prepared one is to be saved as; the model itself stays as it is."""
-    schemes = prepared_schemes(model)
-    packed = _pack(model, schemes, {})
+    packed = _pack_prepared(model)
     # as if these had been copied already
     twin = copy.deepcopy(model, {id(model.get_submodule(fqn)): module for fqn, module in packed.items()})
-    _mark(twin, schemes)
+    _mark(twin)
     return twin
 
 
-def _schemes(modules, scheme):
-    """Fqn -> scheme. A small matrix gets fewer centroids."""
-    if isinstance(scheme, ScalarScheme):
-        return dict.fromkeys(modules, scheme)
-    return {fqn: scheme_for(module.weight, scheme) for fqn, module in modules.items()}
-
-
-def _mark(model, schemes):
+def _mark(model):
+    """Say in the model what is packed. Returns: fqn -> scheme."""
+    schemes = {fqn: module.scheme for fqn, module in packed_modules(model).items()}
     mark_packed(model, schemes)
     connect(model)
+    return schemes
+
+
+def _pack_prepared(model):
+    """Fqn -> the packed module that is to stand there."""
+    steps = prepared_steps(model)
+    return {
+        fqn: _filled(fqn, model.get_submodule(fqn), step.scheme, lambda step=step, master=master: step.parts(master))
+        for fqn, (step, master) in steps.items()
+    }
+
+
+def _pack(model, scheme, modules_to_not_convert, batches):
+    """Fqn -> the packed module that is to stand there."""
+    modules = quantizable_modules(model, modules_to_not_convert)
+    if isinstance(scheme, ProductScheme):
+        # a small matrix gets fewer centroids
+        schemes = {fqn: scheme_for(module.weight, scheme) for fqn, module in modules.items()}
+        fits = {fqn: partial(product_codes, module.weight, schemes[fqn]) for fqn, module in modules.items()}
+    else:
+        schemes = dict.fromkeys(modules, scheme)
+        fits = {fqn: partial(quantize, module.weight, scheme) for fqn, module in modules.items()}
+    if batches is not None:
+        linear = {fqn: module for fqn, module in modules.items() if isinstance(module, nn.Linear)}
+        calibrated = calibrated_codes(model, linear, scheme, batches)
+        fits |= {fqn: partial(calibrated.get, fqn) for fqn in linear}
+    return {fqn: _filled(fqn, module, schemes[fqn], fits[fqn]) for fqn, module in modules.items()}
 
 
 @torch.no_grad()
-def _pack(model, schemes, calibrated):
-    """Fqn -> the packed module that is to stand there. Args: calibrated: fqn -> codes, scale, zero_point."""
-    fit = {ScalarScheme: quantize, ProductScheme: product_codes}
-    packed = {}
-    for fqn, scheme in schemes.items():
-        module = model.get_submodule(fqn)
-        weight = master_weight(module)
-        packed[fqn] = packed_like(module, scheme).to(weight.device, weight.dtype).train(module.training)
-        try:
-            packed[fqn].fill_(*calibrated.get(fqn) or fit[type(scheme)](weight, scheme))
-        except ValueError as error:
-            raise SurgeryError(f"{fqn} has {error}") from error
-        if getattr(module, "bias", None) is not None:
-            packed[fqn].bias.copy_(module.bias)
+def _filled(fqn, module, scheme, fit):
+    """The packed layer of a module. Args: fit: () -> what it is filled with."""
+    weight = module.weight
+    packed = packed_like(module, scheme).to(weight.device, weight.dtype).train(module.training)
+    try:
+        packed.fill_(*fit())
+    except ValueError as error:
+        raise SurgeryError(f"{fqn} has {error}") from error
+    if getattr(module, "bias", None) is not None:
+        packed.bias.copy_(module.bias)
     return packed
 
 
 @torch.no_grad()
 def _sqnr_db(model, packed):
     power, noise = 0.0, 0.0
+    masters = {fqn: master for fqn, (_, master) in prepared_steps(model).items()}
     for fqn, module in packed.items():
-        weight = master_weight(model.get_submodule(fqn)).double()
-        power += weight.square().sum().item()
-        noise += (weight - module.rows()).square().sum().item()
+        weight, rows = masters.get(fqn, model.get_submodule(fqn).weight).double(), module.rows()
+        if weight.shape == rows.shape:  # of codebooks that were trained there is no other weight
+            power += weight.square().sum().item()
+            noise += (weight - rows).square().sum().item()
     return 10 * math.log10(power / noise) if power and noise else math.inf
 
 
