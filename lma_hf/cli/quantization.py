@@ -6,6 +6,7 @@ from accelerate.utils import DistributedType
 
 from lma_hf.compression.quantization.codebooks import prepare_codebooks_
 from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
+from lma_hf.compression.quantization.product_noise import prepare_product_noise_
 from lma_hf.errors import ConfigError
 from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, scheme_to_dict
 
@@ -33,7 +34,9 @@ def prepare_quantization(student, config, accelerator):
         )
     scheme = scheme_of(config.quantize, config.quantize_group_size)
     kept = config.modules_to_not_convert
-    if isinstance(scheme, ProductScheme):
+    if isinstance(scheme, ProductScheme) and config.noise_rate < 1:
+        modules = prepare_product_noise_(student, config.noise_rate, modules_to_not_convert=kept)
+    elif isinstance(scheme, ProductScheme):
         modules = prepare_codebooks_(student, scheme, modules_to_not_convert=kept)
     else:
         modules = prepare_quantization_(student, scheme, noise_rate=config.noise_rate, modules_to_not_convert=kept)

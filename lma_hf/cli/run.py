@@ -18,6 +18,7 @@ from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
 from lma_hf.compression.quantization.fake_quantize import prepared_steps
 from lma_hf.compression.quantization.pack import quantized_copy
+from lma_hf.compression.quantization.product_noise import state_without_noise
 from lma_hf.data.collate import make_dataloader, token_ids, tokenize_splits
 from lma_hf.data.labels import align_labels
 from lma_hf.distillation.fingerprint import weights_fingerprint
@@ -180,8 +181,9 @@ class TrainingRun:
 
     def _save(self, model, tokenizer, weights):
         """Put the model, and the delta of what was trained, into output_dir. Returns: names of the files."""
-        saved = quantized_copy(model) if prepared_steps(model) else model
-        files = save_model(saved, tokenizer, self.output_dir, weights)
+        quantized = quantized_copy(model) if prepared_steps(model) else None
+        weights = weights if quantized or weights else state_without_noise(model)
+        files = save_model(quantized or model, tokenizer, self.output_dir, weights)
         if self.config.train != "all":
             named = {"train": self.config.train, "base_model": self.source}
             save_delta(model, self.output_dir / DELTA, **named, state_dict=weights)

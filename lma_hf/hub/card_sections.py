@@ -146,7 +146,10 @@ def _quantization(record):
     if record is None:
         return ""
     if record["method"] == "product":
-        return f" The weights of {len(record['modules'])} modules are product-quantized; their codebooks were trained."
+        count, noise = len(record["modules"]), record["noise_rate"]
+        if noise < 1:
+            return f" In each step a random {noise:.0%} of the weights of {count} modules were 0 (Quant-Noise)."
+        return f" The weights of {count} modules are product-quantized; their codebooks were trained."
     groups = "a scale for each row" if record["group_size"] is None else f"a scale for {record['group_size']} of them"
     noise = record["noise_rate"]
     share = "all of them" if noise == 1 else f"a random {noise:.0%} of them (Quant-Noise)"

@@ -25,8 +25,8 @@ class QuantizeConfig:
         check_positive(self, "quantize_group_size")
         if not 0 <= self.noise_rate <= 1:
             raise ConfigError(f"noise_rate is {self.noise_rate}, allowed are 0 to 1")
-        if self.quantize == "pq" and (self.quantize_group_size is not None or self.noise_rate != 1):
-            raise ConfigError("quantize is 'pq', which has no quantize_group_size and noise_rate 1 only; drop them")
+        if self.quantize == "pq" and self.quantize_group_size is not None:
+            raise ConfigError("quantize is 'pq', which has no quantize_group_size; drop it")
         if self.quantize is None:
             changed = {"quantize_group_size": None, "noise_rate": 1.0, "modules_to_not_convert": None}
             wrong = [key for key, default in changed.items() if getattr(self, key) != default]

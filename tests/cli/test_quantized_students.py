@@ -76,6 +76,15 @@ def test_noise_changes_the_training(run):
     assert different[0] != different[1] != different[2] != different[0]
 
 
+def test_noise_of_product_quantization_leaves_an_ordinary_student(run, data_flags):
+    folder = run("--quantize", "pq", "--noise_rate", "0.1")
+    results = json.loads((folder / "results.json").read_text())
+    assert packed_modules(load(folder)) == {}
+    assert scores(folder, data_flags) == results["metrics"]
+    assert losses(folder) != losses(run())
+    assert losses(run("--quantize", "pq", "--noise_rate", "0")) == losses(run())
+
+
 @pytest.fixture(scope="module")
 def compressed(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compressed") / "int8"
@@ -168,8 +177,8 @@ def test_compress_cuts_the_vocabulary_to_the_training_texts(run, tmp_path, data_
         (["--quantize", "int4", "--modules_to_not_convert", "poler"], "names 'poler', but there are"),
         (["--quantize", "int3"], "int3"),
         (
-            ["--quantize", "pq", "--noise_rate", "0.5"],
-            "quantize is 'pq', which has no quantize_group_size and noise_rate",
+            ["--quantize", "pq", "--quantize_group_size", "8"],
+            "quantize is 'pq', which has no quantize_group_size; drop it",
         ),
     ],
 )

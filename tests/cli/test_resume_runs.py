@@ -206,6 +206,7 @@ MORE = {
     "budget": ["--tokens_per_batch", "256", "--gradient_accumulation_steps", "2"],
     "quant-noise": ["--quantize", "int4", "--noise_rate", "0.5"],
     "codebooks": ["--quantize", "pq"],
+    "product noise": ["--quantize", "pq", "--noise_rate", "0.2"],
     "quantized theseus": ["--quantize", "int8", *THESEUS],
     "activations": ["--train", "activations+bias", "--activation_warmup_steps", "3"],
 }

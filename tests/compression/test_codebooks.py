@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from lma_hf.compression.quantization.codebooks import prepare_codebooks_
 from lma_hf.compression.quantization.fake_quantize import prepare_quantization_, prepared_steps
 from lma_hf.compression.quantization.pack import quantize_, quantized_copy
+from lma_hf.compression.quantization.product_noise import ZeroBlocks, prepare_product_noise_, state_without_noise
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.packed_lma import PackedEmbedding
 from lma_hf.modeling.quantizer_lma import packed_modules
@@ -78,3 +79,30 @@ def test_it_is_prepared_once_and_finite(model):
     broken.get_submodule("bert.pooler.dense").weight.data[0, 0] = float("inf")
     with pytest.raises(SurgeryError, match=r"bert\.pooler\.dense has weights that are not finite"):
         prepare_codebooks_(broken, SCHEME)
+
+
+def test_noise_of_product_quantization_is_zeros_in_training_only():
+    torch.manual_seed(0)
+    step, weight = ZeroBlocks(0.2), torch.randn(3000, 20, requires_grad=True)
+    values = step(weight)
+    zero = values == 0
+    assert torch.equal(values[~zero], weight[~zero])
+    assert zero.float().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert torch.equal(zero[:, :8].all(dim=1), zero[:, 0])
+    values.sum().backward()
+    assert torch.equal(weight.grad, (~zero).float())
+    assert step.eval()(weight) is weight
+
+
+def test_a_model_with_such_noise_is_saved_as_it_is():
+    model, batch = tiny_model(), padded_batch(tiny_model(), (5, 9))
+    expected = model(**batch).logits
+    prepare_product_noise_(model, 0.3)
+    assert prepared_steps(model) == {}
+    assert not torch.equal(model.train()(**batch).logits, expected)
+    assert torch.equal(model.eval()(**batch).logits, expected)
+    found, plain = state_without_noise(model), tiny_model().state_dict()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    with pytest.raises(SurgeryError, match="0 to below 1"):
+        prepare_product_noise_(tiny_model(), 1.0)

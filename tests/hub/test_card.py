@@ -79,6 +79,15 @@ def test_quantization_is_told(folder, model, record, words):
     assert words in text
 
 
+@pytest.mark.parametrize(
+    ("noise_rate", "words"), [(0.1, "a random 10% of the weights of 2 modules"), (1, "codebooks were trained")]
+)
+def test_product_quantization_is_told(folder, model, noise_rate, words):
+    record = {"method": "product", "modules": ["a", "b"], "noise_rate": noise_rate}
+    write_records(folder, results=RESULTS | {"quantization": record})
+    assert words in build_card(folder, model=model, comparison=compared(), provenance=KNOWN).content
+
+
 def test_compression_is_told(folder, model):
     weights = {"method": "scalar", "bits": 4, "modules": ["a", "b", "c"], "calibration_samples": 256}
     record = {"vocabulary": {"tokens_before": 30522, "tokens_after": 1234}, "weights": weights}

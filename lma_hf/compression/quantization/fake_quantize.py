@@ -5,6 +5,8 @@ every step. Quant-Noise (Fan et al. 2021, arXiv 2004.07320, section 4) rounds a 
 another at every step, so that the others get unbiased gradients.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -34,7 +36,7 @@ class FakeQuantize(nn.Module):
         # without noise, and for all of it, no random number is drawn
         if self.training and self.noise_rate == 0:
             return weight
-        noisy = _noisy_blocks(weight, self.noise_rate) if self.training and self.noise_rate < 1 else None
+        noisy = noisy_blocks(weight, self.noise_rate) if self.training and self.noise_rate < 1 else None
         return _RoundStraightThrough.apply(weight, self.scheme, noisy)
 
     def parts(self, weight):
@@ -56,10 +58,10 @@ class _RoundStraightThrough(torch.autograd.Function):
         return gradient, None, None
 
 
-def _noisy_blocks(weight, noise_rate):
-    """Boolean of the weight's shape: which weights are rounded."""
+def noisy_blocks(weight, noise_rate):
+    """Boolean of the weight's shape: which weights have noise, blocks of 8 together."""
     length = weight.shape[-1]
-    blocks = torch.rand(*weight.shape[:-1], -(-length // NOISE_BLOCK), device=weight.device) < noise_rate
+    blocks = torch.rand(*weight.shape[:-1], math.ceil(length / NOISE_BLOCK), device=weight.device) < noise_rate
     return blocks.repeat_interleave(NOISE_BLOCK, dim=-1)[..., :length]
 
 
@@ -83,17 +85,22 @@ def prepare_quantization_(model, scheme, *, noise_rate=1.0, modules_to_not_conve
         raise SurgeryError(f"{type(model).__name__} is prepared for quantization already")
     modules = quantizable_modules(model, modules_to_not_convert)
     for module in modules.values():
-        step = FakeQuantize(scheme, noise_rate).train(module.training)
-        if isinstance(module, nn.Embedding):
-            module.fake_quantize = step
-            module.register_forward_hook(_round_rows)
-        else:
-            # the weight is checked already, and a first pass would draw random numbers
-            parametrize.register_parametrization(module, "weight", step, unsafe=True)
+        register_step(module, FakeQuantize(scheme, noise_rate))
     return modules
 
 
-def _round_rows(embedding, inputs, rows):
+def register_step(module, step):
+    """Let a step change a module's weight, or the rows of an embedding that are looked up, in each pass."""
+    step.train(module.training)
+    if isinstance(module, nn.Embedding):
+        module.fake_quantize = step
+        module.register_forward_hook(_change_rows)
+    else:
+        # the weight is checked already, and a first pass would draw random numbers
+        parametrize.register_parametrization(module, "weight", step, unsafe=True)
+
+
+def _change_rows(embedding, inputs, rows):
     return embedding.fake_quantize(rows)
 
 
@@ -102,11 +109,12 @@ def prepared_steps(model):
 
     The step has a scheme, and the parts that a packed layer is filled with, made from the master.
     """
-    found = {}
-    for fqn, module in model.named_modules():
-        if parametrize.is_parametrized(module, "weight"):
-            step, master = module.parametrizations.weight[0], module.parametrizations.weight.original
-            found |= {fqn: (step, master)} if hasattr(step, "parts") else {}
-        elif hasattr(module, "fake_quantize"):
-            found[fqn] = module.fake_quantize, module.weight
-    return found
+    found = {fqn: registered_step(module) for fqn, module in model.named_modules()}
+    return {fqn: (step, master) for fqn, (step, master) in found.items() if hasattr(step, "parts")}
+
+
+def registered_step(module):
+    """(step, master) of what `register_step` has registered; (None, None) if nothing."""
+    if parametrize.is_parametrized(module, "weight"):
+        return module.parametrizations.weight[0], module.parametrizations.weight.original
+    return (module.fake_quantize, module.weight) if hasattr(module, "fake_quantize") else (None, None)
