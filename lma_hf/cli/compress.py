@@ -8,13 +8,12 @@ from datasets import DatasetDict
 
 from lma_hf.cli.compressed_run import check_finished_run, write_records
 from lma_hf.cli.loading import load_data, load_tokenizer_and_model
-from lma_hf.cli.quantization import scheme_of
+from lma_hf.cli.quantization import scheme_of, scheme_record
 from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.data.collate import make_dataloader, tokenize_splits
 from lma_hf.export.folder import folder_to_be
-from lma_hf.modeling.schemes_lma import scheme_to_dict
 from lma_hf.training.checkpoint import write_json
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def quantize(model, batches, config):
     report = quantize_(model, scheme, modules_to_not_convert=config.modules_to_not_convert, batches=batches)
     logger.info("%s", report)
     record = {
-        **scheme_to_dict(scheme),
+        **scheme_record(scheme),
         "calibration_samples": config.calibration_samples,
         "modules": list(report.quantized),
     }

@@ -3,6 +3,7 @@
 import logging
 
 from accelerate.utils import DistributedType
+from torch import nn
 
 from lma_hf.compression.quantization.codebooks import prepare_codebooks_
 from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
@@ -12,11 +13,20 @@ from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, scheme_to_d
 
 logger = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int2": 2}
+# blocks of 8 in linear layers leave nothing of what MiniLM-L6 has learned: docs/quantization.md
+PRODUCT = {nn.Linear: ProductScheme(block_size=4), nn.Embedding: ProductScheme(block_size=8)}
 
 
 def scheme_of(recipe, group_size):
     """What a recipe's name stands for: "int8", "int4", "int2", or "pq" for product quantization."""
-    return ProductScheme() if recipe == "pq" else ScalarScheme(BITS[recipe], group_size)
+    return PRODUCT if recipe == "pq" else ScalarScheme(BITS[recipe], group_size)
+
+
+def scheme_record(scheme):
+    """What records say of it."""
+    if scheme is PRODUCT:
+        return {"method": "product", **{kind.__name__.lower(): vars(one) for kind, one in PRODUCT.items()}}
+    return scheme_to_dict(scheme)
 
 
 def prepare_quantization(student, config, accelerator):
@@ -34,11 +44,13 @@ def prepare_quantization(student, config, accelerator):
         )
     scheme = scheme_of(config.quantize, config.quantize_group_size)
     kept = config.modules_to_not_convert
-    if isinstance(scheme, ProductScheme) and config.noise_rate < 1:
+    if scheme is PRODUCT and config.noise_rate < 1:
         modules = prepare_product_noise_(student, config.noise_rate, modules_to_not_convert=kept)
-    elif isinstance(scheme, ProductScheme):
+    elif scheme is PRODUCT:
         modules = prepare_codebooks_(student, scheme, modules_to_not_convert=kept)
     else:
         modules = prepare_quantization_(student, scheme, noise_rate=config.noise_rate, modules_to_not_convert=kept)
-    logger.info("training with %d modules quantized: %s, noise rate %g", len(modules), scheme, config.noise_rate)
-    return {**scheme_to_dict(scheme), "noise_rate": config.noise_rate, "modules": list(modules)}
+    logger.info(
+        "training with %d modules quantized: %s, noise rate %g", len(modules), config.quantize, config.noise_rate
+    )
+    return {**scheme_record(scheme), "noise_rate": config.noise_rate, "modules": list(modules)}

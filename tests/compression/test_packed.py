@@ -23,17 +23,20 @@ def matrix(seed, rows=5, length=19, scale=1.0):
 def test_every_weight_goes_to_the_nearest_of_evenly_spaced_levels(scheme, seed, exponent):
     weight = matrix(seed, scale=10.0**exponent)
     values = rounded(weight, scheme).double().numpy()
+    scales, zeros = (part.double().numpy() for part in quantize(weight, scheme)[1:])
     size = scheme.group_size or weight.shape[1]
-    for row, found in zip(weight.double().numpy(), values, strict=True):
-        for start in range(0, len(row), size):
-            group, result = row[start : start + size], found[start : start + size]
+    for row, found, row_scales, row_zeros in zip(weight.double().numpy(), values, scales, zeros, strict=True):
+        for number, (step, zero) in enumerate(zip(row_scales, row_zeros, strict=True)):
+            inside = slice(number * size, (number + 1) * size)
+            group, result = row[inside], found[inside]
             low, high = min(group.min(), 0), max(group.max(), 0)
-            step = float(np.float16((high - low) / (2**scheme.bits - 1)))
-            step = max(step, 2.0**-24)
-            levels = step * (np.arange(2**scheme.bits) - min(round(-low / step), 2**scheme.bits - 1))
-            nearest = np.abs(group[:, None] - levels).min(axis=1)
-            assert np.abs(result[:, None] - levels).min(axis=1).max() <= 1e-6 * step
-            assert (np.abs(group - result) <= nearest + 1e-4 * step).all()
+            exact = (high - low) / (2**scheme.bits - 1)
+            # of float16: 11 bits, and below 2^-14 all the same 2^-24
+            assert abs(step - exact) <= max(2.0**-11 * exact * 1.001, 2.0**-24)
+            assert abs(zero + low / step) <= 0.5001 or zero == 2**scheme.bits - 1
+            levels = step * (np.arange(2**scheme.bits) - zero)
+            assert np.abs(result[:, None] - levels).min(axis=1).max() <= 1e-6 * max(step, high - low)
+            assert (np.abs(group - result) <= np.abs(group[:, None] - levels).min(axis=1) + 1e-4 * step).all()
 
 
 @given(schemes, seeds)

@@ -13,7 +13,7 @@ from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.quantization.product import product_codes, scheme_for
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.quantizer_lma import packed_modules
-from lma_hf.modeling.schemes_lma import ProductScheme
+from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme
 
 
 def matrix(seed, rows=40, length=32):
@@ -59,7 +59,8 @@ def test_fewer_distinct_blocks_than_centroids_are_kept_as_they_are():
 
 @pytest.mark.parametrize(("shape", "centroids"), [((2, 16), 1), ((50, 16), 16), ((512, 384), 256)])
 def test_a_small_matrix_gets_a_small_codebook(shape, centroids):
-    assert scheme_for(torch.zeros(shape), ProductScheme()).num_centroids == centroids
+    table = torch.nn.Embedding.from_pretrained(torch.zeros(shape))
+    assert scheme_for(table, ProductScheme()).num_centroids == centroids
 
 
 def test_a_packed_model_is_small_and_close_to_what_it_was():
@@ -73,6 +74,13 @@ def test_a_packed_model_is_small_and_close_to_what_it_was():
     assert all(isinstance(module.scheme, ProductScheme) for module in packed_modules(model).values())
 
 
+def test_linear_layers_and_embeddings_may_have_schemes_of_their_own():
+    model, schemes = tiny_model(), {torch.nn.Linear: ProductScheme(2, 8), torch.nn.Embedding: ScalarScheme(4)}
+    quantize_(model, schemes)
+    for fqn, module in packed_modules(model).items():
+        assert type(module.scheme) is (ScalarScheme if "embeddings" in fqn else ProductScheme)
+
+
 @pytest.mark.parametrize("values", [{"block_size": 0}, {"num_centroids": 257}, {"num_centroids": True}])
 def test_a_scheme_says_what_is_allowed(values):
     with pytest.raises(ValueError, match="allowed are whole numbers from 1"):
@@ -82,7 +90,7 @@ def test_a_scheme_says_what_is_allowed(values):
 def test_what_it_does_not_do_is_refused():
     with pytest.raises(SurgeryError, match="allowed in training is a ScalarScheme"):
         prepare_quantization_(tiny_model(), ProductScheme())
-    with pytest.raises(SurgeryError, match="which a ScalarScheme alone is calibrated on"):
+    with pytest.raises(SurgeryError, match="a ScalarScheme alone is calibrated"):
         quantize_(tiny_model(), ProductScheme(), batches=[])
     broken = tiny_model()
     broken.get_submodule("bert.pooler.dense").weight.data[0, 0] = float("nan")

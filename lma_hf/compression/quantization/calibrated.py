@@ -4,14 +4,15 @@ import re
 
 import torch
 
-from lma_hf.modeling.schemes_lma import dequantize, levels_of, nearest_codes
+from lma_hf.errors import SurgeryError
+from lma_hf.modeling.schemes_lma import ScalarScheme, dequantize, levels_of, nearest_codes
 from lma_hf.surgery.eval_mode import eval_mode
 
 DAMPING = 0.01  # of the mean square of the inputs, as in the paper; so that rare inputs do not decide alone
 
 
 @torch.no_grad()
-def calibrated_codes(model, modules, scheme, batches):
+def calibrated_codes(model, modules, schemes, batches):
     """Quantized weights of linear layers whose outputs on the batches stay close to what they were.
 
     Layer after layer of the model, so that a later one makes up for the earlier ones' errors as well.
@@ -19,10 +20,14 @@ def calibrated_codes(model, modules, scheme, batches):
     Args:
         model: a transformers model; in the end its weights are what they were.
         modules: fqn -> `nn.Linear`, in the order in which they compute.
-        scheme: a `ScalarScheme`. batches: list of dicts of the model's inputs with an attention_mask; labels are
+        schemes: fqn -> `ScalarScheme`. batches: list of dicts of the model's inputs with an attention_mask; labels are
             ignored, and padding does not count.
     Returns: fqn -> what `lma_hf.modeling.schemes_lma.quantize` returns.
+    Raises: SurgeryError for another scheme.
     """
+    for fqn in modules:
+        if not isinstance(schemes[fqn], ScalarScheme):
+            raise SurgeryError(f"{fqn} has {schemes[fqn]!r}, but a ScalarScheme alone is calibrated; drop the batches")
     batches = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
     found, originals = {}, {fqn: module.weight.clone() for fqn, module in modules.items()}
     with eval_mode(model):
@@ -30,8 +35,8 @@ def calibrated_codes(model, modules, scheme, batches):
             grams = input_grams(model, {fqn: modules[fqn] for fqn in fqns}, batches)
             for fqn in fqns:
                 weight = modules[fqn].weight
-                found[fqn] = compensated_codes(weight.float(), grams[fqn], scheme)
-                weight.copy_(dequantize(*found[fqn], scheme))
+                found[fqn] = compensated_codes(weight.float(), grams[fqn], schemes[fqn])
+                weight.copy_(dequantize(*found[fqn], schemes[fqn]))
     for fqn, weight in originals.items():
         modules[fqn].weight.copy_(weight)
     return found

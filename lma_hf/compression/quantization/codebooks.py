@@ -40,12 +40,14 @@ class FixedCodes(nn.Module):
 def prepare_codebooks_(model, scheme, *, modules_to_not_convert=None):
     """Replace the weights of linear layers by codebooks that train, and pack the embeddings, which do not.
 
-    Args: scheme: a `ProductScheme`. modules_to_not_convert: see `quantizable_modules`, which says what is raised.
+    Args:
+        scheme: a `ProductScheme`, or {nn.Linear: one, nn.Embedding: another}.
+        modules_to_not_convert: see `quantizable_modules`, which says what is raised.
     Returns: fqn -> module of what is quantized. Raises: SurgeryError also if a weight is not finite.
     """
     modules = quantizable_modules(model, modules_to_not_convert)
     for fqn, module in modules.items():
-        weight, its_scheme = module.weight, scheme_for(module.weight, scheme)
+        weight, its_scheme = module.weight, scheme_for(module, scheme)
         try:
             codes, codebook = product_codes(weight, its_scheme)
         except ValueError as error:

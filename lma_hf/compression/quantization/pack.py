@@ -20,6 +20,7 @@ from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, quantize
 from lma_hf.surgery.swap import own_config
 
 MB = 1e6
+FITS = {ScalarScheme: quantize, ProductScheme: product_codes}  # (weight, scheme) -> what a packed layer is filled with
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
 
     Args:
         model: a transformers model.
-        scheme: a `ScalarScheme` or `ProductScheme`; None: those that the model was trained with
-            (`prepare_quantization_`).
+        scheme: a `ScalarScheme` or `ProductScheme`, or {nn.Linear: one, nn.Embedding: another}; None: those that the
+            model was trained with (`prepare_quantization_`, `prepare_codebooks_`).
         modules_to_not_convert: see `quantizable_modules`, which says what else is raised.
         batches: list of model inputs (dicts of tensors) that linear layers are rounded for; see `calibrated_codes`.
             None: every weight goes to its nearest level.
@@ -60,8 +61,6 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
     if bool(prepared) == (scheme is not None):
         wrong = "was prepared with schemes of its own; drop scheme" if prepared else "was not prepared; name a scheme"
         raise SurgeryError(f"scheme is {scheme!r}, but {type(model).__name__} {wrong}")
-    if batches is not None and not isinstance(scheme, ScalarScheme):
-        raise SurgeryError(f"batches are given, which a ScalarScheme alone is calibrated on, but scheme is {scheme!r}")
     before = _size_mb(model)
     packed = _pack_prepared(model) if prepared else _pack(model, scheme, modules_to_not_convert, batches)
     sqnr_db = _sqnr_db(model, packed)
@@ -101,16 +100,11 @@ def _pack_prepared(model):
 def _pack(model, scheme, modules_to_not_convert, batches):
     """Fqn -> the packed module that is to stand there."""
     modules = quantizable_modules(model, modules_to_not_convert)
-    if isinstance(scheme, ProductScheme):
-        # a small matrix gets fewer centroids
-        schemes = {fqn: scheme_for(module.weight, scheme) for fqn, module in modules.items()}
-        fits = {fqn: partial(product_codes, module.weight, schemes[fqn]) for fqn, module in modules.items()}
-    else:
-        schemes = dict.fromkeys(modules, scheme)
-        fits = {fqn: partial(quantize, module.weight, scheme) for fqn, module in modules.items()}
+    schemes = {fqn: scheme_for(module, scheme) for fqn, module in modules.items()}
+    fits = {fqn: partial(FITS[type(schemes[fqn])], module.weight, schemes[fqn]) for fqn, module in modules.items()}
     if batches is not None:
         linear = {fqn: module for fqn, module in modules.items() if isinstance(module, nn.Linear)}
-        calibrated = calibrated_codes(model, linear, scheme, batches)
+        calibrated = calibrated_codes(model, linear, schemes, batches)
         fits |= {fqn: partial(calibrated.get, fqn) for fqn in linear}
     return {fqn: _filled(fqn, module, schemes[fqn], fits[fqn]) for fqn, module in modules.items()}
 

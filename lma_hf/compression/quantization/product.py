@@ -4,14 +4,23 @@ import dataclasses
 
 import torch
 
+from lma_hf.modeling.schemes_lma import ProductScheme
+
 SAMPLE = 2**16  # blocks that the centroids are fitted to
 CHUNK = 2**16  # blocks that are compared with the centroids at once
 BLOCKS_PER_CENTROID = 4  # at least; a small matrix gets a small codebook
 
 
-def scheme_for(weight, scheme):
-    """The `ProductScheme` with as many centroids as a matrix is worth: a power of two, and a quarter of its blocks."""
-    worth = scheme.blocks(weight).shape[:-1].numel() // BLOCKS_PER_CENTROID
+def scheme_for(module, scheme):
+    """The scheme of one module: with fewer centroids for a small matrix, a power of two up to a quarter of its blocks.
+
+    Args: scheme: for all modules, or {nn.Linear: one, nn.Embedding: another}.
+    """
+    if isinstance(scheme, dict):
+        scheme = next(one for kind, one in scheme.items() if isinstance(module, kind))
+    if not isinstance(scheme, ProductScheme):
+        return scheme
+    worth = scheme.blocks(module.weight).shape[:-1].numel() // BLOCKS_PER_CENTROID
     return dataclasses.replace(scheme, num_centroids=min(scheme.num_centroids, 2 ** max(worth.bit_length() - 1, 0)))
 
 
