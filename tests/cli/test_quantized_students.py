@@ -110,6 +110,18 @@ def test_compress_makes_a_saved_model_small(run, compressed, data_flags):
     )
 
 
+def test_compress_to_a_codebook_needs_no_data(run, tmp_path, data_flags):
+    flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "pq"), "--recipe", "pq", "--score", "true"]
+    assert main(["compress", *flags]) == 0
+    weights = json.loads((tmp_path / "pq" / "compression.json").read_text())["weights"]
+    assert weights["method"] == "product"
+    assert weights["linear"] == {"block_size": 4, "num_centroids": 256}
+    assert weights["size_mb"] < 0.2 * weights["size_mb_before"]
+    assert sorted(packed_modules(load(tmp_path / "pq"))) == sorted(weights["modules"])
+    results = json.loads((tmp_path / "pq" / "results.json").read_text())
+    assert results["metrics"] == scores(tmp_path / "pq", data_flags)
+
+
 def test_a_packed_model_teaches_and_is_exported_like_any_other(run, compressed, tmp_path, data_flags):
     base = ["distill", *data_flags, *DISTILL, "--max_steps", "2", "--activation", "gelu"]
     assert main([*base, "--teacher", str(compressed), "--output_dir", str(tmp_path / "taught")]) == 0

@@ -71,14 +71,23 @@ def test_quantize_takes_the_codebooks_over(model):
     assert report.quantized.keys() == packed_modules(model).keys()
 
 
-def test_it_is_prepared_once_and_finite(model):
+@pytest.mark.parametrize("kept", [None, ["embeddings", "classifier"]])
+def test_it_is_prepared_once(kept):
+    model = tiny_model()
+    prepare_codebooks_(model, SCHEME, modules_to_not_convert=kept)
     for prepare, scheme in ((prepare_codebooks_, SCHEME), (prepare_quantization_, ScalarScheme())):
-        with pytest.raises(SurgeryError, match="already"):
-            prepare(model, scheme)
+        with pytest.raises(SurgeryError, match="prepared for quantization already"):
+            prepare(model, scheme, modules_to_not_convert=kept)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), 1e9])
+def test_what_a_codebook_cannot_hold_is_named_and_nothing_is_changed(bad):
     broken = tiny_model()
-    broken.get_submodule("bert.pooler.dense").weight.data[0, 0] = float("inf")
-    with pytest.raises(SurgeryError, match=r"bert\.pooler\.dense has weights that are not finite"):
-        prepare_codebooks_(broken, SCHEME)
+    broken.get_submodule("bert.pooler.dense").weight.data[0, 0] = bad
+    for change in (prepare_codebooks_, quantize_):
+        with pytest.raises(SurgeryError, match=r"bert\.pooler\.dense has weights that are not finite, or too large"):
+            change(broken, SCHEME)
+    assert (prepared_steps(broken), packed_modules(broken)) == ({}, {})
 
 
 def test_noise_of_product_quantization_is_zeros_in_training_only():
@@ -90,7 +99,7 @@ def test_noise_of_product_quantization_is_zeros_in_training_only():
     assert zero.float().mean().item() == pytest.approx(0.2, abs=0.02)
     assert torch.equal(zero[:, :8].all(dim=1), zero[:, 0])
     values.sum().backward()
-    assert torch.equal(weight.grad, (~zero).float())
+    assert torch.equal(weight.grad, torch.ones_like(weight))
     assert step.eval()(weight) is weight
 
 

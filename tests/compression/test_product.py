@@ -13,7 +13,7 @@ from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.quantization.product import product_codes, scheme_for
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.quantizer_lma import packed_modules
-from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme
+from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, scheme_from_dict, scheme_to_dict
 
 
 def matrix(seed, rows=40, length=32):
@@ -64,7 +64,7 @@ def test_a_small_matrix_gets_a_small_codebook(shape, centroids):
 
 
 def test_a_packed_model_is_small_and_close_to_what_it_was():
-    model = tiny_model(scale=1.0, hidden_size=64, intermediate_size=256)
+    model = tiny_model(scale=1.0, num_layers=1, hidden_size=64, intermediate_size=128)
     batch = padded_batch(model, (20, 30))
     expected = model(**batch).logits
     report = quantize_(model, ProductScheme(2, 256))
@@ -85,6 +85,13 @@ def test_linear_layers_and_embeddings_may_have_schemes_of_their_own():
 def test_a_scheme_says_what_is_allowed(values):
     with pytest.raises(ValueError, match="allowed are whole numbers from 1"):
         ProductScheme(**values)
+
+
+@pytest.mark.parametrize("scheme", [ProductScheme(5, 3), ScalarScheme(2, 7)], ids=str)
+def test_a_config_tells_the_schemes_apart(scheme):
+    assert scheme_from_dict(scheme_to_dict(scheme)) == scheme
+    with pytest.raises(ValueError, match="method is 'ternary', allowed are scalar, product"):
+        scheme_from_dict(scheme_to_dict(scheme) | {"method": "ternary"})
 
 
 def test_what_it_does_not_do_is_refused():

@@ -163,10 +163,11 @@ def test_bits_are_packed_in_the_file(packed, saved):
     assert [group["bits"] for group in config["groups"]] == [4]
 
 
-def test_saved_again_it_is_the_same_file(saved, tmp_path):
-    AutoModelForSequenceClassification.from_pretrained(saved / "bert").save_pretrained(tmp_path)
+@pytest.mark.parametrize("case", ["bert", "bert-product"])
+def test_saved_again_it_is_the_same_file(case, saved, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(saved / case).save_pretrained(tmp_path)
     for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / name).read_bytes() == (saved / "bert" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (saved / case / name).read_bytes()
 
 
 def test_the_base_model_loads_alone(packed, saved):
@@ -174,7 +175,7 @@ def test_the_base_model_loads_alone(packed, saved):
     assert torch.equal(base(**INPUTS)[0], packed["bert"].bert(**INPUTS)[0])
 
 
-@pytest.mark.parametrize("case", ["bert", "bert-plain", "bert-relu", "distilbert-plain"])
+@pytest.mark.parametrize("case", ["bert", "bert-plain", "bert-relu", "bert-product", "distilbert-plain"])
 def test_dequantized_it_is_an_ordinary_model(case, saved, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(saved / case)
     expected = logits(model)
@@ -187,7 +188,7 @@ def test_dequantized_it_is_an_ordinary_model(case, saved, tmp_path):
     assert torch.equal(logits(again), expected)
     config = json.loads((tmp_path / "config.json").read_text())
     assert "quantization_config" not in config
-    assert ("auto_map" in config) == (case == "bert")
+    assert ("auto_map" in config) == (CASES[case][1] is LMA)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

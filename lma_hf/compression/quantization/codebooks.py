@@ -3,6 +3,7 @@
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lma_hf.compression.quantization.fake_quantize import check_not_prepared
 from lma_hf.compression.quantization.product import product_codes, scheme_for
 from lma_hf.compression.quantization.targets import quantizable_modules
 from lma_hf.errors import SurgeryError
@@ -43,15 +44,14 @@ def prepare_codebooks_(model, scheme, *, modules_to_not_convert=None):
     Args:
         scheme: a `ProductScheme`, or {nn.Linear: one, nn.Embedding: another}.
         modules_to_not_convert: see `quantizable_modules`, which says what is raised.
-    Returns: fqn -> module of what is quantized. Raises: SurgeryError also if a weight is not finite.
+    Returns: fqn -> module of what is quantized. Raises: SurgeryError also if a weight is not finite, or the model was
+        prepared before; nothing is changed then.
     """
+    check_not_prepared(model)
     modules = quantizable_modules(model, modules_to_not_convert)
+    fits = {fqn: _fit(fqn, module, scheme) for fqn, module in modules.items()}
     for fqn, module in modules.items():
-        weight, its_scheme = module.weight, scheme_for(module, scheme)
-        try:
-            codes, codebook = product_codes(weight, its_scheme)
-        except ValueError as error:
-            raise SurgeryError(f"{fqn} has {error}") from error
+        weight, (its_scheme, codes, codebook) = module.weight, fits[fqn]
         if isinstance(module, nn.Embedding):
             packed = packed_like(module, its_scheme).to(weight.device, weight.dtype)
             model.set_submodule(fqn, packed.fill_(codes, codebook).train(module.training))
@@ -60,3 +60,12 @@ def prepare_codebooks_(model, scheme, *, modules_to_not_convert=None):
             # unsafe: the master has another shape than the weight
             parametrize.register_parametrization(module, "weight", step, unsafe=True)
     return modules
+
+
+def _fit(fqn, module, scheme):
+    """(the module's own scheme, its codes, its codebook)."""
+    scheme = scheme_for(module, scheme)
+    try:
+        return scheme, *product_codes(module.weight, scheme)
+    except ValueError as error:
+        raise SurgeryError(f"{fqn} has {error}") from error

@@ -81,8 +81,7 @@ def prepare_quantization_(model, scheme, *, noise_rate=1.0, modules_to_not_conve
         raise SurgeryError(f"noise_rate is {noise_rate}, allowed are numbers from 0 to 1")
     if not isinstance(scheme, ScalarScheme):
         raise SurgeryError(f"scheme is {scheme!r}, allowed in training is a ScalarScheme")
-    if prepared_steps(model):
-        raise SurgeryError(f"{type(model).__name__} is prepared for quantization already")
+    check_not_prepared(model)
     modules = quantizable_modules(model, modules_to_not_convert)
     for module in modules.values():
         register_step(module, FakeQuantize(scheme, noise_rate))
@@ -102,6 +101,12 @@ def register_step(module, step):
 
 def _change_rows(embedding, inputs, rows):
     return embedding.fake_quantize(rows)
+
+
+def check_not_prepared(model):
+    """Raises: SurgeryError if a model was prepared to train with quantized weights."""
+    if prepared_steps(model):
+        raise SurgeryError(f"{type(model).__name__} is prepared for quantization already")
 
 
 def prepared_steps(model):

@@ -31,13 +31,14 @@ def product_codes(weight, scheme, seed=0):
     k-means (scikit-learn's, Lloyd's algorithm) on at most 65,536 random blocks; then each block gets the nearest
     centroid. The same result each time, on one number of threads.
 
-    Args: weight: of shape (rows, row length), finite. scheme: a `ProductScheme`.
+    Args: weight: of shape (rows, row length). scheme: a `ProductScheme`.
     Returns: codes (uint8, of shape (rows, blocks)) and codebook (float32 that float16 can hold, of shape
         (num_centroids, block_size)).
-    Raises: ValueError if the weight is not finite.
+    Raises: ValueError if the weight is not finite, in float16.
     """
-    if not torch.isfinite(weight).all():
-        raise ValueError("weights that are not finite")
+    # what centroids are in a file
+    if not torch.isfinite(weight.half()).all():
+        raise ValueError("weights that are not finite, or too large for float16")
     blocks = scheme.blocks(weight.float()).cpu()
     flat = blocks.flatten(0, 1)
     chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:SAMPLE]

@@ -11,7 +11,7 @@ class ZeroBlocks(nn.Module):
     """In training, random blocks of 8 weights are 0; in eval mode nothing is changed.
 
     The proxy of Fan et al. 2021 (arXiv 2004.07320, section 4.2) for the noise of product quantization, which scores
-    like the exact one there and needs no codebook in training. What is zeroed gets no gradient.
+    like the exact one there and needs no codebook in training. The gradient goes straight through to them.
 
     Args: noise_rate: share of the blocks, from 0 to 1.
     """
@@ -24,7 +24,8 @@ class ZeroBlocks(nn.Module):
         """Args: weight: of shape (..., row length). Returns: the same shape."""
         if not self.training or self.noise_rate == 0:
             return weight
-        return weight.masked_fill(noisy_blocks(weight, self.noise_rate), 0.0)
+        # exactly 0 or the weight, and a gradient of 1 for both
+        return weight - weight.detach() * noisy_blocks(weight, self.noise_rate)
 
 
 def prepare_product_noise_(model, noise_rate, *, modules_to_not_convert=None):
