@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from lma_hf.cli.compressed_run import check_finished_run, write_records
-from lma_hf.cli.loading import load_data, load_tokenizer_and_model
+from lma_hf.cli.loading import load_data, load_model_dir
 from lma_hf.cli.quantization import scheme_of, scheme_record
 from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
@@ -31,13 +31,7 @@ def compress(config):
     if config.score:
         check_finished_run(model_dir)
     with folder_to_be(Path(config.output_dir).expanduser()) as folder:
-        tokenizer, model = load_tokenizer_and_model(
-            config.model_dir,
-            "model",
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            complete=True,
-        )
+        tokenizer, model = load_model_dir(config)
         splits, task = load_data(config, with_train=True) if config.needs_texts else (None, None)
         record = {"recipe": config.recipe}
         if config.trim_vocabulary:

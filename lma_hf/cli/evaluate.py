@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from lma_hf.cli.accelerator import make_accelerator
 from lma_hf.cli.evaluator import Evaluator
-from lma_hf.cli.loading import check_max_length, labels_of_model, load_data, load_tokenizer_and_model
+from lma_hf.cli.loading import check_max_length, labels_of_model, load_data, load_model_dir
 from lma_hf.compare.profiling import print_table
 from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
 from lma_hf.data.glue import resolve_task
@@ -49,13 +49,7 @@ def score_saved_model(config):
     """Split -> metric -> value in [-1, 1] of the model that an `EvaluateConfig` names."""
     accelerator = make_accelerator(config)
     splits, task = _validation_data(config)
-    tokenizer, model = load_tokenizer_and_model(
-        config.model_dir,
-        "model",
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        complete=True,
-    )
+    tokenizer, model = load_model_dir(config)
     check_max_length(config, model)
     mapping = labels_of_model(model, task, config.dataset, config.model_dir)
     model.to(accelerator.device)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from lma_hf.cli.loading import load_tokenizer_and_model, max_positions
+from lma_hf.cli.loading import load_model_dir, max_positions, unpacked
 from lma_hf.compare.profiling import print_table
 from lma_hf.export.folder import QUANTIZED, check_output_dir, export_model
 from lma_hf.export.onnx import check_onnx
-from lma_hf.modeling.quantizer_lma import packed_modules
 
 
 def export(config):
@@ -19,15 +18,9 @@ def export(config):
     check_output_dir(folder)
     if config.format == "onnx":
         check_onnx()
-    tokenizer, model = load_tokenizer_and_model(
-        config.model_dir,
-        "model",
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        complete=True,
-    )
+    tokenizer, model = load_model_dir(config)
     record = export_model(
-        model.dequantize() if packed_modules(model) else model,
+        unpacked(model),
         tokenizer,
         folder,
         format=config.format,

@@ -12,6 +12,7 @@ from lma_hf.data.glue import resolve_task
 from lma_hf.data.labels import label_mapping
 from lma_hf.data.sources import is_local, load_splits
 from lma_hf.errors import ConfigError, LabelMismatchError
+from lma_hf.modeling.quantizer_lma import packed_modules
 
 
 def load_data(config, *, with_train):
@@ -61,6 +62,17 @@ def load_tokenizer_and_model(name_or_path, what, *, revision=None, trust_remote_
     fit_inputs_(tokenizer, model)
     fit_padding_(tokenizer, model, f"{what} {name_or_path!r}")
     return tokenizer, model
+
+
+def load_model_dir(config):
+    """`load_tokenizer_and_model` for what the `model_dir` of a config names, with all its weights."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    return load_tokenizer_and_model(config.model_dir, "model", complete=True, **source)
+
+
+def unpacked(model):
+    """A model with packed weights as an ordinary one; any other model as it is."""
+    return model.dequantize() if packed_modules(model) else model
 
 
 def _check_complete(info, name):

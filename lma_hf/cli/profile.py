@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lma_hf.cli.loading import load_tokenizer_and_model, max_positions
+from lma_hf.cli.loading import load_tokenizer_and_model, max_positions, unpacked
 from lma_hf.compare import activation_benchmark, export_benchmark, model_benchmark
 from lma_hf.compare.activation_benchmark import SLOW, describe_kernel, left_out
 from lma_hf.compare.profiling import environment, print_table
@@ -123,7 +123,7 @@ def _groups(config, threads):
             tokenizer, model = load_tokenizer_and_model(config.model_dir, "model", complete=True)
             positions = max_positions(model)
             yield from export_benchmark.measure_exports(
-                model, tokenizer, positions, max(threads), names, config.repeats
+                unpacked(model), tokenizer, positions, max(threads), names, config.repeats
             )
         else:
             measure = model_benchmark.measure_ffns if part == "ffn" else model_benchmark.measure_models

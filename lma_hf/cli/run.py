@@ -13,7 +13,7 @@ from datasets import DatasetDict
 
 from lma_hf.cli.accelerator import check_trackers, make_accelerator
 from lma_hf.cli.evaluator import Evaluator
-from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
+from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model, unpacked
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.profiling import count_parameters, environment, folder_size_mb
 from lma_hf.compression.quantization.fake_quantize import prepared_steps
@@ -24,7 +24,6 @@ from lma_hf.data.labels import align_labels
 from lma_hf.distillation.fingerprint import weights_fingerprint
 from lma_hf.errors import ConfigError, DataError, TrainingError
 from lma_hf.modeling.modeling_lma import activation_parameters, one_statistics_update
-from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.surgery.delta import save_delta
 from lma_hf.surgery.trainable import count_trained, train_only_
 from lma_hf.training.checkpoint import (
@@ -79,7 +78,7 @@ class TrainingRun:
     def load(self, name_or_path, what, **kwargs):
         """(tokenizer, model on this process's device); a model with packed weights is made an ordinary one."""
         tokenizer, model = load_tokenizer_and_model(name_or_path, what, **kwargs)
-        model = model.dequantize() if packed_modules(model) else model
+        model = unpacked(model)
         check_max_length(self.config, model)
         # without its head, which may be a fresh one
         self.contents[f"{what} weights"] = weights_fingerprint(model.base_model)

@@ -240,7 +240,7 @@ class CompressConfig(DataConfig):
     model_dir: str = field(metadata={"help": "saved sequence classification model: folder or hub id"})
     output_dir: str = field(metadata={"help": "folder for the compressed model and its tokenizer"})
     recipe: Literal["int8", "int4", "int2", "pq", "float32"] = option(
-        "int8", "bits of a weight; pq: product quantization, 8 bits for 8 weights"
+        "int8", "bits of a weight; pq: 8 bits for 4 weights of a linear layer, 8 of an embedding"
     )
     quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
     modules_to_not_convert: list[str] | None = option(
