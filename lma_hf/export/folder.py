@@ -51,9 +51,17 @@ def export_model(model, tokenizer, output_dir, *, max_length, format="onnx", qua
         write(to_program(model, names, max_length), names, folder, max_length, quantize)
         record = _verify(folder, expected, batches, on_edge)
         model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def _save_tokenizer(tokenizer, folder):
+    # a fast tokenizer keeps the truncation and padding of its last call, and other runtimes would apply them
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def _check_choices(format, quantize):

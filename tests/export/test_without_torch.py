@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lma_hf.export.folder import ONNX, QUANTIZED
+from lma_hf.export.folder import ONNX, QUANTIZED, export_model
 
 TEXTS = ["a good film", "bad", "the worst story of all time , and the most boring"]
 PROGRAM = """
@@ -34,6 +34,15 @@ for file in ("model.onnx", "model_quantized.onnx"):
     logits[file] = session.run(None, inputs)[0].tolist()
 print(json.dumps(logits))
 """
+
+
+@pytest.fixture(scope="module")
+def exported(student, tiny_tokenizer, tmp_path_factory):
+    """The student's folder, exported after its tokenizer has cut some text short."""
+    tiny_tokenizer(TEXTS, truncation=True, max_length=6, padding="max_length")
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    export_model(student, tiny_tokenizer, folder, quantize="int8", max_length=40)
+    return folder
 
 
 @pytest.fixture(scope="module")
