@@ -6,7 +6,8 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from lma_hf.cli.compressed_run import check_finished_run, write_records
+from lma_hf.cli.compressed_run import check_finished_run, write_compression, write_records
+from lma_hf.cli.compressed_training import train_compressed
 from lma_hf.cli.loading import load_data, load_model_dir
 from lma_hf.cli.quantization import scheme_of, scheme_record
 from lma_hf.compare.profiling import count_parameters
@@ -14,10 +15,8 @@ from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.data.collate import make_dataloader, tokenize_splits
 from lma_hf.export.folder import folder_to_be
-from lma_hf.training.checkpoint import write_json
 
 logger = logging.getLogger(__name__)
-RECORD = "compression.json"
 BATCH = 32
 
 
@@ -27,6 +26,8 @@ def compress(config):
     Args: config: a `CompressConfig`.
     Returns: what compression.json holds: the recipe, what it did to tokens and weights, and the folder's size in MB.
     """
+    if config.trains:
+        return train_compressed(config)
     model_dir = Path(config.model_dir).expanduser()
     if config.score:
         check_finished_run(model_dir)
@@ -44,9 +45,7 @@ def compress(config):
         if config.score:
             scores = write_records(model_dir, folder, dict(record), count_parameters(model))
             logger.info("scores of the compressed model: %s", scores)
-        record["folder_mb"] = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-        write_json(record, folder / RECORD)
-    return record
+        return write_compression(record, folder)
 
 
 def trim(model, tokenizer, splits, task, min_count):

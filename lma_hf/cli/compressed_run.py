@@ -12,6 +12,7 @@ from lma_hf.errors import ConfigError
 from lma_hf.training.checkpoint import METRICS, RESULTS, RUN_CONFIG, write_json
 from lma_hf.training.config import DataConfig, EvaluateConfig
 
+RECORD = "compression.json"
 COPIED = (METRICS, RUN_CONFIG, "environment.json")
 
 
@@ -38,3 +39,10 @@ def write_records(model_dir, folder, record, num_parameters):
     for name in COPIED:
         shutil.copyfile(model_dir / name, folder / name)
     return results["metrics"]
+
+
+def write_compression(record, folder):
+    """Write compression.json, with the folder's size in it. Returns: what it holds."""
+    record = {**record, "folder_mb": sum(file.stat().st_size for file in folder.iterdir()) / 1e6}
+    write_json(record, folder / RECORD)
+    return record

@@ -7,9 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from lma_hf.cli import compressed_training
 from lma_hf.cli.__main__ import main
+from lma_hf.cli.distill import distill
 from lma_hf.cli.evaluate import evaluate
 from lma_hf.compression.quantization.pack import quantize_
+from lma_hf.compression.quantization.targets import candidates
+from lma_hf.errors import TrainingError
 from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.modeling.schemes_lma import ScalarScheme
 from lma_hf.training.config import EvaluateConfig
@@ -212,9 +216,77 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
             ["--model_dir", "m", "--output_dir", "a", "--task_name", "rte"],
             "which trim_vocabulary and calibration_samples alone need",
         ),
+        (["--model_dir", "m", "--output_dir", "a", "--resume", "true"], "recipe is 'int8', which has no resume; drop"),
+        (["--model_dir", "m", "--output_dir", "a", "--recipe", "qat4", "--calibration_samples", "9"], "drop it"),
+        (["--model_dir", str(compressed), "--output_dir", str(tmp_path / "a"), "--recipe", "ipq"], "no run_config"),
+        (["--model_dir", str(run()), "--output_dir", str(compressed), "--recipe", "ipq"], "holds another run"),
         (["--model_dir", "m", "--output_dir", "a", "--trim_vocabulary", "true"], "neither task_name nor text_columns"),
     ]:
         assert main(["compress", *flags]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
     assert sorted(path.read_bytes() for path in Path(compressed).iterdir()) == before
+
+
+def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data_flags, teacher_dir):
+    flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat2"]
+    assert main(["compress", *flags, "--quantize_group_size", "8"]) == 0
+    record, results = (
+        json.loads((tmp_path / "small" / name).read_text()) for name in ("compression.json", "results.json")
+    )
+    assert (record["recipe"], record["weights"]) == ("qat2", results["quantization"])
+    assert results["metrics"]["validation"]["accuracy"] >= 0.9
+    assert scores(tmp_path / "small", data_flags) == results["metrics"]
+    # the same as its own command
+    base = [*data_flags, *DISTILL[2:], "--num_train_epochs", "1", "--teacher", str(teacher_dir)]
+    base += ["--student_name_or_path", str(run()), "--quantize", "int2", "--quantize_group_size", "8"]
+    assert main(["distill", *base, "--output_dir", str(tmp_path / "again")]) == 0
+    assert losses(tmp_path / "again") == losses(tmp_path / "small")
+
+
+def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch):
+    folder, stages = tmp_path / "small", []
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(folder), "--recipe", "ipq"]
+
+    def stopping_distill(settings):
+        stages.append(settings)
+        if len(stages) == 2:
+            raise TrainingError("stopped")
+        return distill(settings)
+
+    monkeypatch.setattr(compressed_training, "distill", stopping_distill)
+    assert main(flags) == 1
+    assert not folder.exists()
+    first = load(tmp_path / "small-stages" / "1")
+    assert sorted(packed_modules(first)) == sorted(
+        fqn for fqn in candidates(load(run())) if "embeddings" in fqn or "layer.0" in fqn
+    )
+    assert main([*flags, "--resume", "true"]) == 0
+    # the first one is finished already
+    assert [len(settings.modules_to_not_convert or "") for settings in stages] == [8, 0, 8, 0]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["metrics"]["validation"]["accuracy"] >= 0.9
+    assert scores(folder, data_flags) == results["metrics"]
+    assert not (tmp_path / "small-stages").exists()
+    # codes of the first layer and of the embeddings stay what they were
+    before, after = first.state_dict(), load(folder).state_dict()
+    there = [name for name in before if name.endswith(".packed")]
+    assert len(there) > 6
+    for name in there:
+        same_codes(before[name], after[name])
+    record = (folder / "compression.json").read_text()
+    assert main([*flags, "--resume", "true"]) == 0
+    assert (folder / "compression.json").read_text() == record
+
+
+def same_codes(before, after):
+    """Codes that say the same of which blocks are equal: centroids may stand in another order."""
+    pairs = {tuple(pair) for pair in torch.stack([before.flatten(), after.flatten()], 1).tolist()}
+    assert len(pairs) == len({first for first, _ in pairs}) == len({second for _, second in pairs})
+
+
+def test_a_fine_tuned_model_is_its_own_teacher(teacher_dir, tmp_path):
+    flags = ["--model_dir", str(teacher_dir), "--output_dir", str(tmp_path / "small"), "--recipe", "qat4"]
+    assert main(["compress", *flags, "--learning_rate", "1e-3"]) == 0
+    results = json.loads((tmp_path / "small" / "results.json").read_text())
+    assert results["metrics"]["validation"]["accuracy"] >= 0.9

@@ -1,9 +1,8 @@
 """Rounding that makes up for its own errors, on what the layers see of some texts (GPTQ)."""
 
-import re
-
 import torch
 
+from lma_hf.compression.quantization.targets import by_layer
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.schemes_lma import ScalarScheme, dequantize, levels_of, nearest_codes
 from lma_hf.surgery.eval_mode import eval_mode
@@ -31,7 +30,7 @@ def calibrated_codes(model, modules, schemes, batches):
     batches = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
     found, originals = {}, {fqn: module.weight.clone() for fqn, module in modules.items()}
     with eval_mode(model):
-        for fqns in _layers(modules):
+        for fqns in by_layer(modules):
             grams = input_grams(model, {fqn: modules[fqn] for fqn in fqns}, batches)
             for fqn in fqns:
                 weight = modules[fqn].weight
@@ -40,15 +39,6 @@ def calibrated_codes(model, modules, schemes, batches):
     for fqn, weight in originals.items():
         modules[fqn].weight.copy_(weight)
     return found
-
-
-def _layers(fqns):
-    """The fqns, those of one layer (which have their first number in common) together."""
-    layers = {}
-    for fqn in fqns:
-        inside = re.match(r"(.*?\.\d+)\.", fqn)
-        layers.setdefault(inside[1] if inside else fqn, []).append(fqn)
-    return list(layers.values())
 
 
 @torch.no_grad()

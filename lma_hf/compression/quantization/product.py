@@ -29,7 +29,8 @@ def product_codes(weight, scheme, seed=0):
     """Blocks of a matrix and the centroids that stand in for them.
 
     k-means (scikit-learn's, Lloyd's algorithm) on at most 65,536 random blocks; then each block gets the nearest
-    centroid. The same result each time, on one number of threads.
+    centroid. A matrix that has no more different blocks than centroids, such as one that was packed before, keeps
+    them. The same result each time, on one number of threads.
 
     Args: weight: of shape (rows, row length). scheme: a `ProductScheme`.
     Returns: codes (uint8, of shape (rows, blocks)) and codebook (float32 that float16 can hold, of shape
@@ -42,19 +43,30 @@ def product_codes(weight, scheme, seed=0):
     blocks = scheme.blocks(weight.float()).cpu()
     flat = blocks.flatten(0, 1)
     chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
-    codebook = _centroids(flat[chosen], scheme.num_centroids, seed)
+    codebook = torch.zeros(scheme.num_centroids, scheme.block_size)
+    centroids = _few_blocks(flat, flat[chosen], scheme.num_centroids)
+    if centroids is None:
+        centroids = _k_means(flat[chosen], scheme.num_centroids, seed)
+    codebook[: len(centroids)] = centroids.half().float()
     codes = torch.cat([_nearest(chunk, codebook) for chunk in flat.split(CHUNK)])
     return codes.view(blocks.shape[:2]).to(weight.device), codebook.to(weight.device)
 
 
-def _centroids(blocks, count, seed):
+def _few_blocks(blocks, sample, count):
+    """The different blocks if there are no more than `count`, else None."""
+    # all of a large embedding are looked at only if the sample gives reason to
+    for some in (sample, blocks):
+        distinct = some.unique(dim=0)
+        if len(distinct) > count:
+            return None
+    return distinct
+
+
+def _k_means(blocks, count, seed):
     from sklearn.cluster import KMeans
 
-    distinct = len(blocks.unique(dim=0))
-    kmeans = KMeans(min(count, distinct), n_init=1, max_iter=50, random_state=seed).fit(blocks.numpy())
-    codebook = torch.zeros(count, blocks.shape[1])
-    codebook[: min(count, distinct)] = torch.from_numpy(kmeans.cluster_centers_)
-    return codebook.half().float()
+    kmeans = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit(blocks.numpy())
+    return torch.from_numpy(kmeans.cluster_centers_)
 
 
 def _nearest(blocks, codebook):

@@ -1,5 +1,7 @@
 """Which modules are quantized: linear layers and embeddings, by default all but those of the head."""
 
+import re
+
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.packed_lma import PACKED
 from lma_hf.modeling.quantizer_lma import packed_modules
@@ -18,7 +20,7 @@ def quantizable_modules(model, modules_to_not_convert=None):
     """
     if packed_modules(model):
         raise SurgeryError(f"{type(model).__name__} is quantized already; call model.dequantize() first")
-    found = {fqn: module for fqn, module in model.named_modules() if isinstance(module, tuple(PACKED))}
+    found = candidates(model)
     if modules_to_not_convert is None:
         chosen = {fqn: module for fqn, module in found.items() if fqn.startswith(base_prefix(model))}
     else:
@@ -30,6 +32,20 @@ def quantizable_modules(model, modules_to_not_convert=None):
         )
     _check_not_shared(model, chosen)
     return chosen
+
+
+def candidates(model):
+    """Fqn -> module of all linear layers and embeddings of a model."""
+    return {fqn: module for fqn, module in model.named_modules() if isinstance(module, tuple(PACKED))}
+
+
+def by_layer(fqns):
+    """Lists of the fqns, those of one layer (which have their first number in common) together, in their order."""
+    layers = {}
+    for fqn in fqns:
+        inside = re.match(r"(.*?\.\d+)\.", fqn)
+        layers.setdefault(inside[1] if inside else fqn, []).append(fqn)
+    return list(layers.values())
 
 
 def _without(fqns, names):

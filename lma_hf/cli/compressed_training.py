@@ -1,0 +1,117 @@
+"""Recipes of `lma-hf compress` that train: a saved model goes on as a student, with rounded weights or codebooks."""
+
+import json
+import logging
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import yaml
+from accelerate import PartialState
+
+from lma_hf.cli.compressed_run import RECORD, write_compression
+from lma_hf.cli.distill import distill
+from lma_hf.cli.loading import load_model_dir
+from lma_hf.compression.quantization.targets import by_layer, candidates, quantizable_modules
+from lma_hf.distillation.objective import FEATURES
+from lma_hf.errors import ConfigError
+from lma_hf.modeling.swap_record_lma import NAMES_OF_ACTIVATION, NATIVE
+from lma_hf.training.checkpoint import RUN_CONFIG, check_output_dir
+from lma_hf.training.config import DistillConfig
+
+logger = logging.getLogger(__name__)
+QUANTIZE = {"qat8": "int8", "qat4": "int4", "qat2": "int2", "ipq": "pq"}
+# what a run may have asked for that needs layers taken from the teacher, which a student that goes on has not
+ALONG_LAYERS = (
+    *("num_layers", "layer_map", "intermediate_size", "hidden_size", "num_attention_heads"),
+    *("activation_warmup_steps", "feature_stage", "replacement_rate", "schedules"),
+    *(f"{part}_loss_weight" for part in FEATURES),
+)
+
+
+def train_compressed(config):
+    """Let a run's model go on as a student of the run's teacher, or of itself, with quantized weights.
+
+    Everything that `config` does not say is as in the run, losses along layers left out.
+
+    Args: config: a `CompressConfig` whose recipe trains.
+    Returns: what compression.json holds. Raises: ConfigError if model_dir is not the output_dir of a run.
+    """
+    output_dir = Path(config.output_dir).expanduser()
+    check_output_dir(output_dir, config.resume, [config.model_dir])
+    if config.resume and (output_dir / RECORD).is_file():
+        return json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+    _, model = load_model_dir(config)
+    settings, stages = distill_config(config, model), stages_of(model, config)
+    del model
+    earlier = output_dir.with_name(f"{output_dir.name}-stages")
+    folders = [*(earlier / str(number) for number in range(1, len(stages))), output_dir]
+    students = [config.model_dir, *folders]
+    for student, folder, kept in zip(students, folders, stages, strict=False):
+        logger.info("training %s of %d", folder.name if folder != output_dir else len(stages), len(stages))
+        where = {"student_name_or_path": str(student), "output_dir": str(folder)}
+        results = distill(replace(settings, **where, modules_to_not_convert=kept))
+    record = {"recipe": config.recipe, "weights": results["quantization"]}
+    if PartialState().is_main_process:
+        record = write_compression(record, output_dir)
+        shutil.rmtree(earlier, ignore_errors=True)
+    return record
+
+
+def distill_config(config, model):
+    """The `DistillConfig` of the first training."""
+    path = Path(config.model_dir).expanduser() / RUN_CONFIG
+    if not path.is_file():
+        raise ConfigError(
+            f"recipe is {config.recipe!r}, which trains as model_dir was trained, but {config.model_dir} holds no "
+            f"{RUN_CONFIG} of a run; use `lma-hf distill --student_name_or_path ... --quantize ...`"
+        )
+    run = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = {field.name for field in fields(DistillConfig)} - set(ALONG_LAYERS)
+    settings = {key: value for key, value in run.items() if key in known}
+    if "teacher" not in settings:
+        # a model that was fine-tuned has no teacher but itself
+        settings |= {"teacher": config.model_dir, "activation": own_activation(model)}
+    settings |= {
+        "quantize": QUANTIZE[config.recipe],
+        "quantize_group_size": config.quantize_group_size,
+        "noise_rate": 1.0,
+        "num_train_epochs": config.num_train_epochs or 1,
+        "max_steps": None,
+        "learning_rate": config.learning_rate or run["learning_rate"],
+        "overwrite_output_dir": False,
+        "resume": config.resume,
+        "student_name_or_path": config.model_dir,
+        "output_dir": config.output_dir,
+    }
+    return DistillConfig(**settings)
+
+
+def own_activation(model):
+    """The name of the activation that a model came with. Raises: ConfigError if `distill` would put in another."""
+    names = {getattr(model.config, key) for key in NAMES_OF_ACTIVATION if hasattr(model.config, key)}
+    if len(names) != 1 or not names <= set(NATIVE):
+        raise ConfigError(
+            f"the model's activation is {', '.join(map(str, names)) or 'unknown'}, allowed for a recipe that trains "
+            f"are {', '.join(NATIVE)}; use recipe int8 or int4"
+        )
+    return names.pop()
+
+
+def stages_of(model, config):
+    """For each training, the modules that it leaves in float32; None: the head.
+
+    iPQ (Stock et al. 2020, arXiv 1907.05686, section 3.3) quantizes layer after layer, from the first, and trains
+    after each, so that the layers above get used to it. Embeddings go with the first layer, what follows the last one
+    with it.
+    """
+    chosen = quantizable_modules(model, config.modules_to_not_convert)
+    if config.recipe != "ipq":
+        return [config.modules_to_not_convert]
+    layers = by_layer(chosen)
+    numbered = [index for index, fqns in enumerate(layers) if len(fqns) > 1]
+    ends = [*(numbered[1:] if numbered else []), len(layers)]
+    everything = list(candidates(model))
+    done = [{fqn for fqns in layers[:end] for fqn in fqns} for end in ends[:-1]]
+    stages = [[fqn for fqn in everything if fqn not in quantized] for quantized in done]
+    return [*stages, config.modules_to_not_convert]
