@@ -1,15 +1,18 @@
 """`lma-hf profile`: which kernel computes LMA on this machine, and how fast it is beside other activations."""
 
+import csv
 import time
 from pathlib import Path
 
 import torch
 
 from lma_hf.cli.loading import load_tokenizer_and_model, max_positions, unpacked
+from lma_hf.cli.profile_models import FILES, measure_models
 from lma_hf.compare import activation_benchmark, export_benchmark, model_benchmark
 from lma_hf.compare.activation_benchmark import SLOW, describe_kernel, left_out
 from lma_hf.compare.profiling import environment, print_table
-from lma_hf.compare.roofline_plot import can_be_plotted, check_matplotlib, plot_name, plot_rooflines
+from lma_hf.compare.roofline_plot import DOTS_PER_INCH, can_be_plotted, check_matplotlib, plot_name, plot_rooflines
+from lma_hf.compare.saved_models import pareto_picture
 from lma_hf.compare.timing import MODES, hold_memory, write_csv
 from lma_hf.errors import ConfigError, OutputDirError
 from lma_hf.export.onnx import check_onnx
@@ -24,15 +27,20 @@ CANDIDATES = {
     "export": export_benchmark.EXPORT_CANDIDATES,
 }
 CSV, ENVIRONMENT = "benchmark.csv", "environment.json"
+MODELS_CSV, MODELS_PICTURE = "models.csv", "models.png"
 
 
 def profile(config):
     """Print which kernel computes LMA here and why, then the time and memory of LMA beside other activations.
 
+    With `models` it puts saved models beside each other instead.
+
     Args: config: a `ProfileConfig`.
-    Returns: the rows of benchmark.csv.
+    Returns: the rows of benchmark.csv, or of models.csv.
     """
     threads = config.threads or [torch.get_num_threads()]
+    if config.models:
+        return profile_models(config, threads[0])
     check_candidates(config)
     if "export" in config.parts:
         check_onnx()
@@ -48,6 +56,26 @@ def profile(config):
         print_table(*table)
     if config.output_dir is not None:
         write_results(Path(config.output_dir).expanduser(), rows, described)
+    return rows
+
+
+def profile_models(config, threads):
+    """Put saved models beside each other. Returns: the rows of models.csv."""
+    folder = config.output_dir and Path(config.output_dir).expanduser()
+    if set(config.runtimes) & set(FILES):
+        check_onnx()
+    if folder:
+        prepare_output_dir(folder, [MODELS_CSV, MODELS_PICTURE, ENVIRONMENT])
+    rows, scores = measure_models(config, threads)
+    print_table(rows, f"{scores}; CPU, {threads} thread{'s' * (threads > 1)}")
+    if folder:
+        with open(folder / MODELS_CSV, "x", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        pareto_picture(rows, scores).savefig(folder / MODELS_PICTURE, dpi=DOTS_PER_INCH)
+        write_json({**environment(), "torch_threads": threads, "scores": scores}, folder / ENVIRONMENT)
+        say(f"wrote {MODELS_CSV}, {MODELS_PICTURE}, {ENVIRONMENT} into {folder}")
     return rows
 
 

@@ -356,8 +356,16 @@ class ProfileConfig:
     candidates: list[str] | None = option(None, "what is timed of a part; unset: all, but not the slowest if large")
     repeats: int = option(20, "timed repeats, of which the median is taken")
     hold_memory: bool = option(True, "let the C library keep freed memory, so that no page faults are timed")
+    models: list[str] | None = option(
+        None,
+        "NAME=FOLDER of saved models to put beside each other, in place of parts; the first is a run's",
+    )
+    runtimes: list[str] = option(["pytorch"], "what runs the models: pytorch onnx onnx-int8")
+    dataset: str | None = option(None, "models: where the texts are now; unset: where the run found them")
 
     def __post_init__(self):
+        check_names("runtimes", self.runtimes, ("pytorch", "onnx", "onnx-int8"))
+        _ = self.resolved_models
         check_names("parts", self.parts, ("activation", "ffn", "model", "export"))
         if (self.model_dir is not None) != ("export" in self.parts):
             raise ConfigError(
@@ -369,6 +377,17 @@ class ProfileConfig:
         check_positive(self, "repeats")
         if not self.resolved_shapes:
             raise ConfigError("shapes is empty; name tokens x channels such as 4096x1536")
+
+    @property
+    def resolved_models(self):
+        """Name -> folder. Raises: ConfigError if an entry is not NAME=FOLDER, or a name stands twice."""
+        entries = [text.partition("=") for text in self.models or []]
+        for text, (name, _, folder) in zip(self.models or [], entries, strict=True):
+            if not (name and folder) or [other for other, *_ in entries].count(name) > 1:
+                raise ConfigError(f"models names {text!r}, allowed is NAME=FOLDER with another NAME for each")
+        if self.models is None and (self.dataset is not None or self.runtimes != ["pytorch"]):
+            raise ConfigError("runtimes and dataset are about models; name some as --models NAME=FOLDER")
+        return {name: folder for name, _, folder in entries}
 
     @property
     def resolved_shapes(self):

@@ -181,3 +181,57 @@ def test_script_runs_the_verb(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, script, *flags], check=True, capture_output=True, env=environment)
     assert (tmp_path / "benchmark.csv").is_file()
+
+
+@pytest.fixture(scope="module")
+def saved_models(teacher_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "int8"
+    assert main(["compress", "--model_dir", str(teacher_dir), "--output_dir", str(folder)]) == 0
+    return ["--models", f"teacher={teacher_dir}", f"int8={folder}", "--threads", "1", "--repeats", "1"]
+
+
+def test_saved_models_beside_each_other(saved_models, teacher_dir, tmp_path, capsys):
+    assert main(["profile", *saved_models, "--output_dir", str(tmp_path / "results")]) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy x 100 on 60 texts" in printed
+    with open(tmp_path / "results" / "models.csv", newline="", encoding="utf-8") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["teacher", "int8"]
+    results = json.loads((teacher_dir / "results.json").read_text())
+    # the texts of the run, so its score
+    assert float(rows["teacher"]["score"]) == 100 * results["metrics"]["validation"]["accuracy"]
+    assert float(rows["int8"]["folder MB"]) < 0.8 * float(rows["teacher"]["folder MB"])
+    for row in rows.values():
+        assert all(
+            float(row[key]) > 0 for key in ("1x16 ms", "1x128 ms", "32x16 ms", "32x128 ms", "texts/s", "peak MB")
+        )
+    assert (tmp_path / "results" / "models.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "results" / "environment.json").read_text())["torch_threads"] == 1
+
+
+def test_saved_models_in_onnx_runtime(teacher_dir):
+    config = ProfileConfig(models=[f"teacher={teacher_dir}"], runtimes=["onnx-int8"], threads=[1], repeats=1)
+    (row,) = profile_verb.profile(config)
+    assert row["model"] == "teacher, onnx-int8"
+    assert row["score"] >= 90
+    assert min(value for key, value in row.items() if key != "model") > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ("--models teacher", "models names 'teacher', allowed is NAME=FOLDER"),
+        ("--models a=b a=c", "models names 'a=b', allowed is NAME=FOLDER with another NAME for each"),
+        ("--models a=nowhere", "nowhere/results.json cannot be read"),
+        ("--runtimes onnx", "runtimes and dataset are about models; name some as --models NAME=FOLDER"),
+        ("--runtimes tensorrt", "runtimes names 'tensorrt', allowed are pytorch, onnx, onnx-int8"),
+    ],
+)
+def test_misuse_of_models(fails, flags, culprit):
+    assert culprit in fails(*flags.split())
+
+
+def test_results_of_other_models_are_not_overwritten(fails, saved_models, tmp_path):
+    (tmp_path / "models.csv").write_text("keep me")
+    assert "holds models.csv of another run" in fails(*saved_models, "--output_dir", str(tmp_path))
+    assert (tmp_path / "models.csv").read_text() == "keep me"
