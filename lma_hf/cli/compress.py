@@ -15,6 +15,7 @@ from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.data.collate import make_dataloader, tokenize_splits
 from lma_hf.export.folder import folder_to_be
+from lma_hf.training.checkpoint import save_tokenizer
 
 logger = logging.getLogger(__name__)
 BATCH = 32
@@ -41,7 +42,7 @@ def compress(config):
             batches = calibration_batches(tokenizer, splits, task, config)
             record["weights"] = quantize(model, batches, config)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         if config.score:
             scores = write_records(model_dir, folder, dict(record), count_parameters(model))
             logger.info("scores of the compressed model: %s", scores)

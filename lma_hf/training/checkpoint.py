@@ -78,11 +78,20 @@ def save_model(model, tokenizer, output_dir, state_dict=None):
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
         # a copy: save_pretrained takes out what it has written
         model.save_pretrained(folder, **({"state_dict": dict(state_dict)} if state_dict is not None else {}))
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         files = sorted(Path(folder).iterdir())
         for file in files:
             os.replace(file, Path(output_dir) / file.name)
     return [file.name for file in files]
+
+
+def save_tokenizer(tokenizer, folder):
+    """`save_pretrained`, without the line breaks that are a third of tokenizer.json (0.25 MB for BERT's tokens)."""
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer.json"
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def write_json(value, path):
