@@ -1,0 +1,97 @@
+"""Compress the students of a study in several ways, and score what lies in the folders, each in a fresh process.
+
+python scripts/compress_study.py --study_dir runs/to_compress --dataset ../shared/glue --output_dir runs/compressed
+
+A row of compressed.csv in output_dir for each student and way: the folder's size by `du`, and the score on validation
+rows by `lma-hf evaluate`. What is there already is not done again, so the same command goes on after an interruption,
+and several may run side by side on different --cells.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from lma_hf.compare.cells import read_results
+
+LMA_HF = [sys.executable, "-m", "lma_hf.cli"]
+CALIBRATED = ["--calibration_samples", "256"]
+# the float32 student itself, rounded without training, and trained on with the rounding or with codebooks
+WAYS = {
+    "float32": None,
+    "int8": ["--recipe", "int8"],
+    "int8-calibrated": ["--recipe", "int8", *CALIBRATED],
+    "int4": ["--recipe", "int4"],
+    "int4-calibrated": ["--recipe", "int4", *CALIBRATED],
+    "qat4": ["--recipe", "qat4", "--learning_rate", "1e-4"],
+    "pq": ["--recipe", "pq"],
+    "ipq": ["--recipe", "ipq", "--learning_rate", "3e-4"],
+}
+COLUMNS = ("task", "student", "activation", "seed", "way", "folder_kb", "metric", "score")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--cells", default="*", help="pattern of cell names")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    args = parser.parse_args()
+    for cell in read_results(args.study_dir):
+        if fnmatchcase(cell.name, args.cells):
+            for way in args.ways:
+                measure(cell, way, args)
+    write_table(args.output_dir)
+
+
+def measure(cell, way, args):
+    """Compress the student of a cell in one way, score it, and leave a row beside it."""
+    data = ["--task_name", cell.task, "--dataset", args.dataset]
+    folder = args.output_dir / cell.name / way
+    row_file = folder.with_suffix(".json")
+    if row_file.is_file():
+        return
+    if way == "float32":
+        folder = cell.folder
+    elif not (folder / "compression.json").is_file():
+        flags = list(WAYS[way])
+        if "--calibration_samples" in flags:
+            flags += data
+        if "--learning_rate" in flags:
+            flags += ["--resume", "true"]
+        run("compress", "--model_dir", cell.folder, "--output_dir", folder, *flags)
+    size = subprocess.run(["du", "-sk", folder], check=True, capture_output=True, text=True).stdout
+    row_file.parent.mkdir(parents=True, exist_ok=True)
+    scores_file = row_file.with_suffix(".scores")
+    scores_file.unlink(missing_ok=True)
+    run("evaluate", "--model_dir", folder, *data, "--output_file", scores_file)
+    score = next(iter(json.loads(scores_file.read_text()).values()))[cell.metric]
+    scores_file.unlink()
+    key = (cell.task, cell.student, cell.activation, cell.seed, way)
+    row = dict(zip(COLUMNS, (*key, int(size.split()[0]), cell.metric, score), strict=True))
+    row_file.write_text(json.dumps(row), encoding="utf-8")
+    print(row, flush=True)
+
+
+def run(*command):
+    subprocess.run([*LMA_HF, *map(str, command)], check=True)
+
+
+def write_table(output_dir):
+    """All rows that are there, by task, student, seed and way."""
+    files = [file for way in WAYS for file in output_dir.rglob(f"seed-*/{way}.json")]
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    order = list(WAYS)
+    rows.sort(key=lambda row: (row["task"], row["student"], row["activation"], row["seed"], order.index(row["way"])))
+    with open(output_dir / "compressed.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
