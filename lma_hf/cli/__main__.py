@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 from lma_hf.cli.parser import parse_config
 from lma_hf.compare.study import CompareConfig
 from lma_hf.errors import ConfigError, LmaHfError, TrainingInterrupted
+from lma_hf.training.compress_config import CompressConfig
 from lma_hf.training.config import (
-    CompressConfig,
     DistillConfig,
     EvaluateConfig,
     ExportConfig,
