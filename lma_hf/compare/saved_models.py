@@ -112,6 +112,5 @@ def pareto_picture(rows: Sequence[Mapping[str, Any]], metric: str) -> Any:
             axes.scatter([row[key]], [row["score"]], s=45, color=colours[row["model"]], label=row["model"], zorder=3)
         axes.set_xlabel(label, fontsize=9, color=INK)
         axes.set_ylabel(metric, fontsize=9, color=INK)
-        axes.set_xscale("log")
     legend(figure, axes)
     return figure

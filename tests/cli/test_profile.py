@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from lma_hf.cli import profile as profile_verb
 from lma_hf.cli.__main__ import main
 from lma_hf.compare import activation_benchmark, model_benchmark
+from lma_hf.compare.saved_models import peak_memory_mb
 from lma_hf.kernels import registry
 from lma_hf.training.config import ProfileConfig
 
@@ -207,6 +209,13 @@ def test_saved_models_beside_each_other(saved_models, teacher_dir, tmp_path, cap
         )
     assert (tmp_path / "results" / "models.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "results" / "environment.json").read_text())["torch_threads"] == 1
+
+
+def test_peak_memory_is_that_of_the_model_alone(teacher_dir):
+    ours = torch.ones(200_000_000)  # 800 MB
+    form = SimpleNamespace(name="tiny", source=teacher_dir, max_length=64, inputs=["input_ids", "attention_mask"])
+    assert 0 < peak_memory_mb(form, threads=1) < 300
+    assert ours.nbytes == 800_000_000
 
 
 def test_saved_models_in_onnx_runtime(teacher_dir):
