@@ -18,6 +18,7 @@ from lma_hf.errors import ConfigError
 from lma_hf.modeling.swap_record_lma import NAMES_OF_ACTIVATION, NATIVE
 from lma_hf.training.checkpoint import RUN_CONFIG, check_output_dir
 from lma_hf.training.config import DistillConfig
+from lma_hf.training.run_checkpoints import FOLDER as CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 QUANTIZE = {"qat8": "int8", "qat4": "int4", "qat2": "int2", "ipq": "pq"}
@@ -40,7 +41,7 @@ def train_compressed(config):
     output_dir = Path(config.output_dir).expanduser()
     check_output_dir(output_dir, config.resume, [config.model_dir])
     if config.resume and (output_dir / RECORD).is_file():
-        return json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+        return finished_record(output_dir, config)
     _, model = load_model_dir(config)
     settings, stages = distill_config(config, model), stages_of(model, config)
     del model
@@ -53,8 +54,21 @@ def train_compressed(config):
         results = distill(replace(settings, **where, modules_to_not_convert=kept))
     record = {"recipe": config.recipe, "weights": results["quantization"]}
     if PartialState().is_main_process:
+        # many times the size of what was made small
+        shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
         record = write_compression(record, output_dir)
         shutil.rmtree(earlier, ignore_errors=True)
+    return record
+
+
+def finished_record(output_dir, config):
+    """What compression.json holds. Raises: ConfigError if it is of another recipe."""
+    record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+    if record["recipe"] != config.recipe:
+        raise ConfigError(
+            f"output_dir {output_dir} was made with recipe {record['recipe']!r}, and recipe is {config.recipe!r}; "
+            "choose another folder"
+        )
     return record
 
 

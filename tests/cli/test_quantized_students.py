@@ -279,6 +279,7 @@ def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeyp
     record = (folder / "compression.json").read_text()
     assert main([*flags, "--resume", "true"]) == 0
     assert (folder / "compression.json").read_text() == record
+    assert main([*flags, "--recipe", "qat4", "--resume", "true"]) == 2
 
 
 def same_codes(before, after):
