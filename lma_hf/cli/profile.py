@@ -16,6 +16,7 @@ from lma_hf.compare.saved_models import pareto_picture
 from lma_hf.compare.timing import MODES, hold_memory, write_csv
 from lma_hf.errors import ConfigError, OutputDirError
 from lma_hf.export.onnx import check_onnx
+from lma_hf.export.torchao import check_torchao
 from lma_hf.kernels.registry import resolve
 from lma_hf.training.checkpoint import write_json
 from lma_hf.training.config import check_names
@@ -64,6 +65,8 @@ def profile_models(config, threads):
     folder = config.output_dir and Path(config.output_dir).expanduser()
     if set(config.runtimes) & set(FILES):
         check_onnx()
+    if "torchao-int8" in config.runtimes:
+        check_torchao()
     if folder:
         prepare_output_dir(folder, [MODELS_CSV, MODELS_PICTURE, ENVIRONMENT])
     rows, scores = measure_models(config, threads)

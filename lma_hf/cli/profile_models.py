@@ -14,6 +14,7 @@ from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.export.folder import ONNX, QUANTIZED, export_model
 from lma_hf.export.program import input_names
+from lma_hf.export.torchao import compile_int8
 from lma_hf.export.verify import onnx_runner
 
 FILES = {"onnx": ONNX, "onnx-int8": QUANTIZED}
@@ -50,21 +51,28 @@ def forms_of(name, source, config, texts, task, run, threads, exports):
         "batches": list(make_dataloader(sort_by_length(rows), tokenizer, BATCH, shuffle=False, seed=0)),
         "score": partial(_score, task, mapping),
     }
+    folder = {"size_mb": sum(file.stat().st_size for file in source.iterdir() if file.is_file()) / 1e6}
+    if set(config.runtimes) & set(FILES):
+        quantize = "int8" if "onnx-int8" in config.runtimes else None
+        export_model(
+            unpacked(_load(source, name)), tokenizer, exports, quantize=quantize, max_length=common["max_length"]
+        )
     forms = []
-    if "pytorch" in config.runtimes:
-        size_mb = sum(file.stat().st_size for file in source.iterdir() if file.is_file()) / 1e6
-        forms.append(Form(name=name, run=partial(_run, model.eval()), size_mb=size_mb, source=source, **common))
-    wanted = [runtime for runtime in config.runtimes if runtime in FILES]
-    if wanted:
-        # another one, since what is packed in it would be no longer
-        _, model = load_tokenizer_and_model(str(source), f"model {name}", complete=True)
-        quantize = "int8" if "onnx-int8" in wanted else None
-        export_model(unpacked(model), tokenizer, exports, quantize=quantize, max_length=common["max_length"])
-    for runtime in wanted:
-        path = exports / FILES[runtime]
-        values = {"run": onnx_runner(path, threads), "size_mb": path.stat().st_size / 1e6, "source": path}
-        forms.append(Form(name=f"{name}, {runtime}", **values, **common))
+    for runtime in config.runtimes:
+        if runtime == "pytorch":
+            form = {"name": name, "run": partial(_run, model.eval()), "source": source, **folder}
+        elif runtime == "torchao-int8":
+            form = {"run": partial(_run, compile_int8(unpacked(_load(source, name)))), "source": None, **folder}
+        else:
+            path = exports / FILES[runtime]
+            form = {"run": onnx_runner(path, threads), "size_mb": path.stat().st_size / 1e6, "source": path}
+        forms.append(Form(**{"name": f"{name}, {runtime}", **form}, **common))
     return forms
+
+
+def _load(source, name):
+    # a model of its own, since what is packed in one that was exported would be no longer
+    return load_tokenizer_and_model(str(source), f"model {name}", complete=True)[1]
 
 
 def _run(model, batch):

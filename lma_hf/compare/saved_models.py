@@ -34,7 +34,8 @@ class Form:
         vocab_size, max_length: of its tokens; max_length None where positions have no limit.
         batches: of the task's texts as this model reads them, of similar lengths; with "labels".
         score: all logits, all labels -> the task's metric.
-        size_mb: of its folder, or of its file, in 1e6 bytes. source: what `peak_memory` takes: folder or ONNX file.
+        size_mb: of its folder, or of its file, in 1e6 bytes.
+        source: what `peak_memory` takes: folder or ONNX file; None: it is not measured, as compiling takes far more.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Form:
     batches: Sequence[Mapping[str, torch.Tensor]]
     score: Callable[[np.ndarray, np.ndarray], float]
     size_mb: float
-    source: Path
+    source: Path | None
 
 
 def measure_forms(forms: Sequence[Form], threads: int, repeats: int) -> list[dict[str, Any]]:
@@ -63,7 +64,7 @@ def measure_forms(forms: Sequence[Form], threads: int, repeats: int) -> list[dic
                 rows[name][f"{count}x{length} ms"] = statistics.median(times)
     for form in forms:
         rows[form.name]["texts/s"] = statistics.median(rows[form.name]["texts/s"])
-        rows[form.name]["peak MB"] = peak_memory_mb(form, threads)
+        rows[form.name]["peak MB"] = peak_memory_mb(form, threads) if form.source else None
     return list(rows.values())
 
 

@@ -289,11 +289,11 @@ class ProfileConfig:
         None,
         "NAME=FOLDER of saved models to put beside each other, in place of parts; the first is a run's",
     )
-    runtimes: list[str] = option(["pytorch"], "what runs the models: pytorch onnx onnx-int8")
+    runtimes: list[str] = option(["pytorch"], "what runs the models: pytorch torchao-int8 onnx onnx-int8")
     dataset: str | None = option(None, "models: where the texts are now; unset: where the run found them")
 
     def __post_init__(self):
-        check_names("runtimes", self.runtimes, ("pytorch", "onnx", "onnx-int8"))
+        check_names("runtimes", self.runtimes, ("pytorch", "torchao-int8", "onnx", "onnx-int8"))
         _ = self.resolved_models
         check_names("parts", self.parts, ("activation", "ffn", "model", "export"))
         if (self.model_dir is not None) != ("export" in self.parts):

@@ -226,6 +226,27 @@ def test_saved_models_in_onnx_runtime(teacher_dir):
     assert min(value for key, value in row.items() if key != "model") > 0
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torchao and of Inductor's own use of what is deprecated
+def test_saved_models_with_torchao(saved_models, teacher_dir):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    models = saved_models[1:3]
+    config = ProfileConfig(models=models, runtimes=["pytorch", "torchao-int8"], threads=[1], repeats=1)
+    rows = {row["model"]: row for row in profile_verb.profile(config)}
+    assert list(rows) == ["teacher", "teacher, torchao-int8", "int8", "int8, torchao-int8"]
+    for name in ("teacher", "int8"):
+        row = rows[f"{name}, torchao-int8"]
+        assert row["score"] == pytest.approx(rows[name]["score"], abs=5)
+        assert row["peak MB"] is None
+        assert row["folder MB"] == rows[name]["folder MB"]
+
+
+def test_torchao_is_an_extra(monkeypatch, fails, teacher_dir):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    text = fails("--models", f"teacher={teacher_dir}", "--runtimes", "torchao-int8")
+    assert "int8 in PyTorch needs torchao, which is not installed; run pip install 'lma_hf[torchao]'" in text
+
+
 @pytest.mark.parametrize(
     ("flags", "culprit"),
     [
@@ -233,7 +254,7 @@ def test_saved_models_in_onnx_runtime(teacher_dir):
         ("--models a=b a=c", "models names 'a=b', allowed is NAME=FOLDER with another NAME for each"),
         ("--models a=nowhere", "nowhere/results.json cannot be read"),
         ("--runtimes onnx", "runtimes and dataset are about models; name some as --models NAME=FOLDER"),
-        ("--runtimes tensorrt", "runtimes names 'tensorrt', allowed are pytorch, onnx, onnx-int8"),
+        ("--runtimes tensorrt", "runtimes names 'tensorrt', allowed are pytorch, torchao-int8, onnx, onnx-int8"),
     ],
 )
 def test_misuse_of_models(fails, flags, culprit):

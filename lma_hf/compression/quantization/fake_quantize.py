@@ -37,7 +37,10 @@ class FakeQuantize(nn.Module):
         if self.training and self.noise_rate == 0:
             return weight
         noisy = noisy_blocks(weight, self.noise_rate) if self.training and self.noise_rate < 1 else None
-        return _RoundStraightThrough.apply(weight, self.scheme, noisy)
+        with torch.no_grad():
+            values = rounded(weight, self.scheme)
+            values = values if noisy is None else torch.where(noisy, values, weight)
+        return StraightThrough.apply(weight, values)
 
     def parts(self, weight):
         """What a packed layer is filled with."""
@@ -47,15 +50,16 @@ class FakeQuantize(nn.Module):
         return f"{self.scheme}, noise_rate={self.noise_rate}"
 
 
-class _RoundStraightThrough(torch.autograd.Function):
+class StraightThrough(torch.autograd.Function):
+    """(weight, values of its shape and dtype) -> the values, whose gradient is the weight's."""
+
     @staticmethod
-    def forward(ctx, weight, scheme, noisy):
-        values = rounded(weight, scheme)
-        return values if noisy is None else torch.where(noisy, values, weight)
+    def forward(ctx, weight, values):
+        return values.view_as(values)
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient, None, None
+        return gradient, None
 
 
 def noisy_blocks(weight, noise_rate):

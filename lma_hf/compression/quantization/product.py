@@ -7,7 +7,7 @@ import torch
 from lma_hf.modeling.schemes_lma import ProductScheme
 
 SAMPLE = 2**16  # blocks that the centroids are fitted to
-CHUNK = 2**16  # blocks that are compared with the centroids at once
+CHUNK = 2**12  # blocks that are compared with the centroids at once; their distances stay in the cache
 BLOCKS_PER_CENTROID = 4  # at least; a small matrix gets a small codebook
 
 
@@ -29,8 +29,8 @@ def product_codes(weight, scheme, seed=0):
     """Blocks of a matrix and the centroids that stand in for them.
 
     k-means (scikit-learn's, Lloyd's algorithm) on at most 65,536 random blocks; then each block gets the nearest
-    centroid. A matrix that has no more different blocks than centroids, such as one that was packed before, keeps
-    them. The same result each time, on one number of threads.
+    centroid, and each centroid becomes the mean of all its blocks. A matrix that has no more different blocks than
+    centroids, such as one that was packed before, keeps them. The same result each time, on one number of threads.
 
     Args: weight: of shape (rows, row length). scheme: a `ProductScheme`.
     Returns: codes (uint8, of shape (rows, blocks)) and codebook (float32 that float16 can hold, of shape
@@ -43,13 +43,33 @@ def product_codes(weight, scheme, seed=0):
     blocks = scheme.blocks(weight.float()).cpu()
     flat = blocks.flatten(0, 1)
     chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
-    codebook = torch.zeros(scheme.num_centroids, scheme.block_size)
-    centroids = _few_blocks(flat, flat[chosen], scheme.num_centroids)
-    if centroids is None:
-        centroids = _k_means(flat[chosen], scheme.num_centroids, seed)
-    codebook[: len(centroids)] = centroids.half().float()
-    codes = torch.cat([_nearest(chunk, codebook) for chunk in flat.split(CHUNK)])
-    return codes.view(blocks.shape[:2]).to(weight.device), codebook.to(weight.device)
+    start = _few_blocks(flat, flat[chosen], scheme.num_centroids)
+    if start is None:
+        start = _k_means(flat[chosen], scheme.num_centroids, seed)
+    codes = nearest_codes(blocks, start)
+    return codes.to(weight.device), centroids_of(blocks, codes, scheme).to(weight.device)
+
+
+def nearest_codes(blocks, centroids):
+    """The number of the nearest centroid for each block.
+
+    Args: blocks: float32 of shape (rows, blocks of a row, block size). centroids: of shape (at most 256, block size).
+    Returns: uint8 of shape (rows, blocks of a row).
+    """
+    codes = [_nearest(chunk, centroids) for chunk in blocks.flatten(0, 1).split(CHUNK)]
+    return torch.cat(codes).view(blocks.shape[:2])
+
+
+def centroids_of(blocks, codes, scheme):
+    """The codebook that is best for these codes: the means of the blocks that have one, 0 where none has it.
+
+    Args: blocks: as for `nearest_codes`. codes: what it returns.
+    Returns: float32 that float16 can hold, of shape (num_centroids, block size).
+    """
+    flat, index = blocks.flatten(0, 1), codes.flatten().long()
+    total = flat.new_zeros(scheme.num_centroids, scheme.block_size).index_add_(0, index, flat)
+    count = index.bincount(minlength=scheme.num_centroids).clamp_(min=1)
+    return (total / count[:, None]).half().float()
 
 
 def _few_blocks(blocks, sample, count):
