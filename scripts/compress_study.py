@@ -1,6 +1,6 @@
 """Compress the students of a study in several ways, and score what lies in the folders, each in a fresh process.
 
-python scripts/compress_study.py --study_dir runs/to_compress --dataset ../shared/glue --output_dir runs/compressed
+python scripts/compress_study.py --study_dir results/three_layers --dataset ../shared/glue --output_dir runs/compressed
 
 A row of compressed.csv in output_dir for each student and way: the folder's size by `du`, and the score on validation
 rows by `lma-hf evaluate`. What is there already is not done again, so the same command goes on after an interruption,
@@ -19,17 +19,20 @@ from lma_hf.compare.cells import read_results
 
 LMA_HF = [sys.executable, "-m", "lma_hf.cli"]
 CALIBRATED = ["--calibration_samples", "256"]
-# the float32 student itself, rounded without training, and trained on with the rounding or with codebooks
+# the student itself; rounded without training; trained on with the rounding; cut to the tokens of the task's training
+# texts, and that one with codebooks, without training and trained on layer by layer
 WAYS = {
     "float32": None,
     "int8": ["--recipe", "int8"],
     "int8-calibrated": ["--recipe", "int8", *CALIBRATED],
     "int4": ["--recipe", "int4"],
     "int4-calibrated": ["--recipe", "int4", *CALIBRATED],
-    "qat4": ["--recipe", "qat4", "--learning_rate", "1e-4"],
-    "pq": ["--recipe", "pq"],
-    "ipq": ["--recipe", "ipq", "--learning_rate", "3e-4"],
+    "qat4": ["--recipe", "qat4", "--num_train_epochs", "2", "--resume", "true"],
+    "trimmed": ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true"],
+    "trimmed-pq": ["--recipe", "pq"],
+    "trimmed-ipq": ["--recipe", "ipq", "--resume", "true"],
 }
+READ_TEXTS = ("int8-calibrated", "int4-calibrated", "trimmed")
 COLUMNS = ("task", "student", "activation", "seed", "way", "folder_kb", "metric", "score")
 
 
@@ -58,12 +61,9 @@ def measure(cell, way, args):
     if way == "float32":
         folder = cell.folder
     elif not (folder / "compression.json").is_file():
-        flags = list(WAYS[way])
-        if "--calibration_samples" in flags:
-            flags += data
-        if "--learning_rate" in flags:
-            flags += ["--resume", "true"]
-        run("compress", "--model_dir", cell.folder, "--output_dir", folder, *flags)
+        source = cell.folder if not way.startswith("trimmed-") else folder.with_name("trimmed")
+        texts = data if way in READ_TEXTS else []
+        run("compress", "--model_dir", source, "--output_dir", folder, *WAYS[way], *texts)
     size = subprocess.run(["du", "-sk", folder], check=True, capture_output=True, text=True).stdout
     row_file.parent.mkdir(parents=True, exist_ok=True)
     scores_file = row_file.with_suffix(".scores")

@@ -42,10 +42,12 @@ def train_compressed(config):
     check_output_dir(output_dir, config.resume, [config.model_dir])
     if config.resume and (output_dir / RECORD).is_file():
         return finished_record(output_dir, config)
+    earlier = output_dir.with_name(f"{output_dir.name}-stages")
     _, model = load_model_dir(config)
     settings, stages = distill_config(config, model), stages_of(model, config)
+    # each training asks the same of the teacher, which may read other tokens than a student that was cut to a task's
+    settings = replace(settings, teacher_cache=settings.teacher_cache or str(earlier / "teacher_cache"))
     del model
-    earlier = output_dir.with_name(f"{output_dir.name}-stages")
     folders = [*(earlier / str(number) for number in range(1, len(stages))), output_dir]
     students = [config.model_dir, *folders]
     for student, folder, kept in zip(students, folders, stages, strict=False):

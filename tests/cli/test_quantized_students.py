@@ -246,6 +246,18 @@ def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data
     assert losses(tmp_path / "again") == losses(tmp_path / "small")
 
 
+def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(run, tmp_path, data_flags, teacher_dir):
+    trim = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", *data_flags]
+    trimmed, small = tmp_path / "trimmed", tmp_path / "small"
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(trimmed), *trim]) == 0
+    assert main(["compress", "--model_dir", str(trimmed), "--output_dir", str(small), "--recipe", "qat4"]) == 0
+    tokens = [len(load(folder).get_input_embeddings().weight) for folder in (teacher_dir, trimmed)]
+    assert tokens[0] > tokens[1]
+    assert packed_modules(load(small))["bert.embeddings.word_embeddings"].num_embeddings == tokens[1]
+    assert scores(small, data_flags)["validation"]["accuracy"] >= 0.9
+    assert not (tmp_path / "small-stages").exists()
+
+
 def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch):
     folder, stages = tmp_path / "small", []
     flags = ["compress", "--model_dir", str(run()), "--output_dir", str(folder), "--recipe", "ipq"]

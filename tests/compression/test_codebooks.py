@@ -7,12 +7,12 @@ import torch
 from helpers import padded_batch, tiny_model
 from torch.nn.utils import parametrize
 
-from lma_hf.compression.quantization.codebooks import PASSES_BETWEEN, NearestCentroids, prepare_codebooks_
+from lma_hf.compression.quantization.codebooks import prepare_codebooks_
 from lma_hf.compression.quantization.fake_quantize import prepare_quantization_, prepared_steps
 from lma_hf.compression.quantization.pack import quantize_, quantized_copy
-from lma_hf.compression.quantization.product import centroids_of, product_codes
 from lma_hf.compression.quantization.product_noise import ZeroBlocks, prepare_product_noise_, state_without_noise
 from lma_hf.errors import SurgeryError
+from lma_hf.modeling.packed_lma import PackedEmbedding
 from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme
 
@@ -32,63 +32,34 @@ def test_it_starts_where_rounding_alone_ends(model):
     assert torch.equal(model(**batch).logits, packed(**batch).logits)
 
 
-def test_it_trains_and_what_is_saved_is_what_was_evaluated(model):
+def test_codebooks_train_and_what_is_saved_is_what_was_evaluated(model):
     batch = padded_batch(model, (5, 9, 12))
     before = copy.deepcopy(model)
-    train(model, batch, steps=3)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(**batch).logits - 1).square().mean().backward()
+        optimizer.step()
     assert (model(**batch).logits - 1).square().mean() < (before(**batch).logits - 1).square().mean()
     packed = quantized_copy(model)
     assert torch.equal(packed(**batch).logits, model(**batch).logits)
     assert packed_modules(packed).keys() == prepared_steps(model).keys() | packed_modules(model).keys()
-    for fqn, (step, _) in prepared_steps(before).items():
-        assert torch.equal(packed.get_submodule(fqn).packed, step.codes)
+    for fqn, module in packed_modules(packed).items():
+        start = before.get_submodule(fqn)
+        trained = not isinstance(module, PackedEmbedding)
+        codes = start.parametrizations.weight[0].codes if trained else start.packed
+        assert torch.equal(module.packed, codes)
 
 
-def train(model, batch, steps):
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (model(**batch).logits - 1).square().mean().backward()
-        optimizer.step()
-    model.eval()
-
-
-def test_the_gradient_goes_straight_through(model):
+def test_a_centroid_has_the_gradients_of_its_blocks(model):
     fqn, batch = "bert.encoder.layer.1.output.dense", padded_batch(model, (5, 9))
     model(**batch).logits.square().sum().backward()
-    _, master = prepared_steps(model)[fqn]
+    step, codebook = prepared_steps(model)[fqn]
     plain = quantized_copy(model).dequantize()
     plain(**batch).logits.square().sum().backward()
-    torch.testing.assert_close(master.grad, plain.get_submodule(fqn).weight.grad)
-
-
-def test_centroids_are_the_means_of_their_blocks_and_codes_the_nearest_of_every_hundredth_pass():
-    torch.manual_seed(0)
-    scheme, weight = ProductScheme(4, 16), torch.randn(40, 24)
-    step = NearestCentroids(scheme, product_codes(weight, scheme)[0])
-    start, weight = step.codes.clone(), weight + torch.randn(40, 24)
-    for _ in range(PASSES_BETWEEN - 1):
-        step(weight)
-    assert torch.equal(step.codes, start)
-    step.eval()(weight)
-    with torch.no_grad():
-        step.train()(weight)
-    assert torch.equal(step.codes, start), "passes that do not train count"
-    blocks = weight.double().view(-1, 4)
-    means = torch.stack([blocks[start.flatten() == code].mean(0) for code in range(16)])
-    step(weight)
-    assert torch.equal(step.codes.flatten().long(), torch.cdist(blocks, means.half().double()).argmin(1))
-    means = torch.stack([blocks[step.codes.flatten() == code].mean(0) for code in range(16)])
-    torch.testing.assert_close(
-        step(weight).view(-1, 4).double(), means[step.codes.flatten().long()], rtol=1e-3, atol=1e-3
-    )
-
-
-def test_a_centroid_that_no_block_has_is_zero():
-    scheme, blocks = ProductScheme(2, 4), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    codebook = centroids_of(blocks, torch.tensor([[3, 3]], dtype=torch.uint8), scheme)
-    assert torch.equal(codebook, torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 3.0]]))
+    blocks = SCHEME.blocks(plain.get_submodule(fqn).weight.grad)
+    expected = torch.zeros_like(codebook).index_add(0, step.codes.long().flatten(), blocks.flatten(0, 1))
+    torch.testing.assert_close(codebook.grad, expected)
 
 
 def test_quantize_takes_the_codebooks_over(model):

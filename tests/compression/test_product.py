@@ -31,9 +31,11 @@ def test_every_block_has_the_nearest_centroid(block_size, num_centroids, seed):
     weight, scheme = matrix(seed, 12, 10), ProductScheme(block_size, num_centroids)
     codes, codebook = product_codes(weight, scheme)
     assert torch.equal(codebook, codebook.half().float())
-    distances = torch.cdist(scheme.blocks(weight).double(), codebook.double())
-    found = distances.gather(-1, codes.long()[..., None])[..., 0]
-    torch.testing.assert_close(found, distances.amin(-1), rtol=0, atol=1e-3)
+    for at in range(0, 10, block_size):
+        block = weight[:, at : at + block_size].double()
+        distances = torch.cdist(block, codebook[:, : block.shape[1]].double())
+        found = distances.gather(-1, codes[:, at // block_size].long()[:, None])[:, 0]
+        torch.testing.assert_close(found, distances.amin(-1), rtol=0, atol=1e-3)
 
 
 def test_the_error_is_that_of_k_means_on_all_blocks(monkeypatch):
@@ -103,3 +105,13 @@ def test_what_it_does_not_do_is_refused():
     broken.get_submodule("bert.pooler.dense").weight.data[0, 0] = float("nan")
     with pytest.raises(SurgeryError, match=r"bert\.pooler\.dense has weights that are not finite"):
         quantize_(broken, ProductScheme())
+
+
+def test_zeros_that_fill_up_a_last_block_are_no_weights():
+    scheme = ProductScheme(3, 4)
+    centroids = torch.tensor([[1.0, 2.0, 9.0], [1.5, -2.0, 8.0], [-3.0, 0.5, 7.0], [4.0, 4.0, 6.0]])
+    codes = torch.tensor([[0, 1, 2], [3, 2, 1], [1, 0, 3], [2, 3, 0]], dtype=torch.uint8)
+    weight = scheme.unpack({"packed": codes, "codebook": centroids}, slice(None), 8)
+    found, codebook = product_codes(weight, scheme)
+    assert torch.equal(scheme.unpack({"packed": found, "codebook": codebook}, slice(None), 8), weight)
+    assert torch.equal(codebook.sort(0).values, centroids.sort(0).values)

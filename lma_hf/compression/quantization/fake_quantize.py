@@ -37,10 +37,7 @@ class FakeQuantize(nn.Module):
         if self.training and self.noise_rate == 0:
             return weight
         noisy = noisy_blocks(weight, self.noise_rate) if self.training and self.noise_rate < 1 else None
-        with torch.no_grad():
-            values = rounded(weight, self.scheme)
-            values = values if noisy is None else torch.where(noisy, values, weight)
-        return StraightThrough.apply(weight, values)
+        return _RoundStraightThrough.apply(weight, self.scheme, noisy)
 
     def parts(self, weight):
         """What a packed layer is filled with."""
@@ -50,16 +47,15 @@ class FakeQuantize(nn.Module):
         return f"{self.scheme}, noise_rate={self.noise_rate}"
 
 
-class StraightThrough(torch.autograd.Function):
-    """(weight, values of its shape and dtype) -> the values, whose gradient is the weight's."""
-
+class _RoundStraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, values):
-        return values.view_as(values)
+    def forward(ctx, weight, scheme, noisy):
+        values = rounded(weight, scheme)
+        return values if noisy is None else torch.where(noisy, values, weight)
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient, None
+        return gradient, None, None
 
 
 def noisy_blocks(weight, noise_rate):

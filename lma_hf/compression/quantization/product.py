@@ -29,8 +29,8 @@ def product_codes(weight, scheme, seed=0):
     """Blocks of a matrix and the centroids that stand in for them.
 
     k-means (scikit-learn's, Lloyd's algorithm) on at most 65,536 random blocks; then each block gets the nearest
-    centroid, and each centroid becomes the mean of all its blocks. A matrix that has no more different blocks than
-    centroids, such as one that was packed before, keeps them. The same result each time, on one number of threads.
+    centroid. A matrix that has no more different blocks than centroids, such as one that was packed before, keeps
+    them. The same result each time, on one number of threads.
 
     Args: weight: of shape (rows, row length). scheme: a `ProductScheme`.
     Returns: codes (uint8, of shape (rows, blocks)) and codebook (float32 that float16 can hold, of shape
@@ -41,35 +41,24 @@ def product_codes(weight, scheme, seed=0):
     if not torch.isfinite(weight.half()).all():
         raise ValueError("weights that are not finite, or too large for float16")
     blocks = scheme.blocks(weight.float()).cpu()
-    flat = blocks.flatten(0, 1)
-    chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
-    start = _few_blocks(flat, flat[chosen], scheme.num_centroids)
-    if start is None:
-        start = _k_means(flat[chosen], scheme.num_centroids, seed)
-    codes = nearest_codes(blocks, start)
-    return codes.to(weight.device), centroids_of(blocks, codes, scheme).to(weight.device)
+    rest = weight.shape[1] % scheme.block_size
+    # the zeros that fill up the last block of a row are no weights
+    whole = blocks[:, :-1] if rest and blocks.shape[1] > 1 else blocks
+    codebook = _codebook(whole.flatten(0, 1), scheme, seed)
+    codes = [_nearest(whole, codebook)]
+    if whole is not blocks:
+        codes.append(_nearest(blocks[:, -1:, :rest], codebook[:, :rest]))
+    return torch.cat(codes, dim=1).to(weight.device), codebook.to(weight.device)
 
 
-def nearest_codes(blocks, centroids):
-    """The number of the nearest centroid for each block.
-
-    Args: blocks: float32 of shape (rows, blocks of a row, block size). centroids: of shape (at most 256, block size).
-    Returns: uint8 of shape (rows, blocks of a row).
-    """
-    codes = [_nearest(chunk, centroids) for chunk in blocks.flatten(0, 1).split(CHUNK)]
-    return torch.cat(codes).view(blocks.shape[:2])
-
-
-def centroids_of(blocks, codes, scheme):
-    """The codebook that is best for these codes: the means of the blocks that have one, 0 where none has it.
-
-    Args: blocks: as for `nearest_codes`. codes: what it returns.
-    Returns: float32 that float16 can hold, of shape (num_centroids, block size).
-    """
-    flat, index = blocks.flatten(0, 1), codes.flatten().long()
-    total = flat.new_zeros(scheme.num_centroids, scheme.block_size).index_add_(0, index, flat)
-    count = index.bincount(minlength=scheme.num_centroids).clamp_(min=1)
-    return (total / count[:, None]).half().float()
+def _codebook(blocks, scheme, seed):
+    chosen = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
+    centroids = _few_blocks(blocks, blocks[chosen], scheme.num_centroids)
+    if centroids is None:
+        centroids = _k_means(blocks[chosen], scheme.num_centroids, seed)
+    codebook = torch.zeros(scheme.num_centroids, scheme.block_size)
+    codebook[: len(centroids)] = centroids.half().float()
+    return codebook
 
 
 def _few_blocks(blocks, sample, count):
@@ -90,6 +79,9 @@ def _k_means(blocks, count, seed):
 
 
 def _nearest(blocks, codebook):
+    """uint8 of shape blocks.shape[:2]."""
     # the square of the block is the same for all centroids
-    distances = codebook.square().sum(1) - 2 * blocks @ codebook.T
-    return distances.argmin(1).to(torch.uint8)
+    squares, columns = codebook.square().sum(1), codebook.T
+    chunks = blocks.flatten(0, 1).split(CHUNK)
+    codes = [(squares - 2 * chunk @ columns).argmin(1).to(torch.uint8) for chunk in chunks]
+    return torch.cat(codes).view(blocks.shape[:2])
