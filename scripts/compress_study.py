@@ -3,8 +3,9 @@
 python scripts/compress_study.py --study_dir results/three_layers --dataset ../shared/glue --output_dir runs/compressed
 
 A row of compressed.csv in output_dir for each student and way: the folder's size by `du`, and the score on validation
-rows by `lma-hf evaluate`. What is there already is not done again, so the same command goes on after an interruption,
-and several may run side by side on different --cells.
+rows by `lma-hf evaluate`. compressed.md has their means over seeds, and the share of the tasks' average that is left,
+with its 95 % t interval over seeds, of the tasks and seeds that are there for every way. What is there already is not
+done again, so the same command goes on after an interruption, and several may run side by side on different --cells.
 """
 
 import argparse
@@ -15,7 +16,11 @@ import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from lma_hf.compare.cells import read_results
+from lma_hf.compare.paired import t_interval
 
 LMA_HF = [sys.executable, "-m", "lma_hf.cli"]
 CALIBRATED = ["--calibration_samples", "256"]
@@ -91,6 +96,25 @@ def write_table(output_dir):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+    (output_dir / "compressed.md").write_text(summary(pd.DataFrame(rows)), encoding="utf-8")
+
+
+def summary(rows):
+    """A line of Markdown for each way."""
+    scores = rows.pivot_table(index=["task", "seed"], columns="way", values="score").dropna() * 100
+    sizes = rows.groupby("way")["folder_kb"].mean() * 1024 / 1e6
+    tasks = scores.index.unique("task")
+    averages = scores.groupby("seed").filter(lambda of_seed: len(of_seed) == len(tasks)).groupby("seed").mean()
+    lines = [f"| way | folder MB | {' | '.join(tasks)} | share % |", "|---" * (len(tasks) + 3) + "|"]
+    for way in (way for way in WAYS if way in scores):
+        means = " | ".join(f"{mean:.2f}" for mean in scores[way].groupby("task").mean())
+        lines.append(f"| {way} | {sizes[way]:.1f} | {means} | {share(averages[way] / averages['float32'])} |")
+    return "\n".join([*lines, "", f"{len(averages)} seeds", ""])
+
+
+def share(of_seeds):
+    mean, interval = 100 * of_seeds.mean(), t_interval(100 * np.asarray(of_seeds)) if len(of_seeds) > 1 else None
+    return f"{mean:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, scheme_to_d
 logger = logging.getLogger(__name__)
 BITS = {"int8": 8, "int4": 4, "int2": 2}
 # larger blocks leave little of what MiniLM-L6 has learned: docs/quantization.md
-PRODUCT = {nn.Linear: ProductScheme(block_size=3), nn.Embedding: ProductScheme(block_size=4)}
+PRODUCT = {nn.Linear: ProductScheme(block_size=2), nn.Embedding: ProductScheme(block_size=4)}
 
 
 def scheme_of(recipe, group_size):

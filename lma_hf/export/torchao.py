@@ -1,7 +1,6 @@
 """A model whose linear layers multiply 8-bit integers in PyTorch: torchao's dynamic quantization, compiled."""
 
 import torch
-from torch._inductor import config as inductor
 
 from lma_hf.errors import MissingDependencyError
 
@@ -26,6 +25,7 @@ def compile_int8(model):
     Returns: a callable that takes the model's inputs. Raises: MissingDependencyError without torchao.
     """
     check_torchao()
+    from torch._inductor import config as inductor
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())

@@ -18,7 +18,7 @@ class CompressConfig(DataConfig):
     output_dir: str = field(metadata={"help": "folder for the compressed model and its tokenizer"})
     recipe: Literal["int8", "int4", "int2", "pq", "float32", "qat8", "qat4", "qat2", "ipq"] = option(
         "int8",
-        "bits of a weight; pq: 8 bits for 3 weights of a linear layer, 4 of an embedding; qat8, qat4, qat2: trained "
+        "bits of a weight; pq: 8 bits for 2 weights of a linear layer, 4 of an embedding; qat8, qat4, qat2: trained "
         "on with that rounding; ipq: pq layer by layer, trained on after each",
     )
     quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
