@@ -4,6 +4,10 @@ import torch
 
 from lma_hf.errors import MissingDependencyError
 
+MAX_GRAPHS = (
+    256  # that Dynamo compiles for one class of models, all of which share its cache; after 8 it would give up
+)
+
 
 def check_torchao():
     """Raises: MissingDependencyError if torchao is not installed."""
@@ -25,6 +29,7 @@ def compile_int8(model):
     Returns: a callable that takes the model's inputs. Raises: MissingDependencyError without torchao.
     """
     check_torchao()
+    from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -33,7 +38,8 @@ def compile_int8(model):
 
     def run(**batch):
         # freezing lays the weights out for the processor's integer instructions; inference mode would undo that
-        with torch.inference_mode(False), torch.no_grad(), inductor.patch(freezing=True):
+        settings = (inductor.patch(freezing=True), dynamo.patch(recompile_limit=MAX_GRAPHS))
+        with torch.inference_mode(False), torch.no_grad(), settings[0], settings[1]:
             return compiled(**batch)
 
     return run
