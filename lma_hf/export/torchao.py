@@ -4,9 +4,7 @@ import torch
 
 from lma_hf.errors import MissingDependencyError
 
-MAX_GRAPHS = (
-    256  # that Dynamo compiles for one class of models, all of which share its cache; after 8 it would give up
-)
+MAX_GRAPHS = 256  # compiled for one class of models, all of which share Dynamo's cache; it would give up after 8
 
 
 def check_torchao():
@@ -38,8 +36,8 @@ def compile_int8(model):
 
     def run(**batch):
         # freezing lays the weights out for the processor's integer instructions; inference mode would undo that
-        settings = (inductor.patch(freezing=True), dynamo.patch(recompile_limit=MAX_GRAPHS))
-        with torch.inference_mode(False), torch.no_grad(), settings[0], settings[1]:
+        freezing, limit = inductor.patch(freezing=True), dynamo.patch(recompile_limit=MAX_GRAPHS)
+        with torch.inference_mode(False), torch.no_grad(), freezing, limit:
             return compiled(**batch)
 
     return run
