@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 
 from lma_hf.errors import ConfigError, ExportError, OutputDirError
 from lma_hf.export import verify
-from lma_hf.export.onnx import OPSET, check_graph, check_onnx, save_onnx
+from lma_hf.export.onnx import OPSET, check_graph, check_onnx, exportable_to_onnx, save_onnx
 from lma_hf.export.program import exportable, input_names, one_line, to_program
 from lma_hf.export.quantize import quantize_onnx
+from lma_hf.export.table import TableLMA
+from lma_hf.modeling.activation_lma import LMA, FoldedLMA
 
 QUANTIZATIONS = {"onnx": (None, "int8"), "torch": (None,)}  # by format
 FORMATS = tuple(QUANTIZATIONS)
@@ -48,7 +51,7 @@ def export_model(model, tokenizer, output_dir, *, max_length, format="onnx", qua
     on_edge = verify.rows_on_edge(exportable(model), batches)
     with folder_to_be(Path(output_dir)) as folder:
         write = _write_onnx if format == "onnx" else _write_program
-        write(to_program(model, names, max_length), names, folder, max_length, quantize)
+        write(model, names, folder, max_length, quantize)
         record = _verify(folder, expected, batches, on_edge)
         model.config.save_pretrained(folder)
         _save_tokenizer(tokenizer, folder)
@@ -96,16 +99,24 @@ def folder_to_be(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_onnx(program, names, folder, max_length, quantize):
-    save_onnx(program, names, folder / ONNX, max_length)
-    check_graph(folder / ONNX)
+def _write_onnx(model, names, folder, max_length, quantize):
+    _write_graph(exportable_to_onnx(model), names, folder / ONNX, max_length)
     if quantize is not None:
-        quantize_onnx(folder / ONNX, folder / QUANTIZED)
+        with tempfile.TemporaryDirectory(dir=folder) as drafts:
+            draft = Path(drafts) / ONNX
+            tables = dict.fromkeys((LMA, FoldedLMA), TableLMA.of)
+            _write_graph(exportable_to_onnx(model, tables), names, draft, max_length)
+            quantize_onnx(draft, folder / QUANTIZED)
         check_graph(folder / QUANTIZED)
 
 
-def _write_program(program, names, folder, max_length, quantize):
-    torch.export.save(program, folder / PROGRAM)
+def _write_graph(copied, names, path, max_length):
+    save_onnx(to_program(copied, names, max_length), names, path, max_length)
+    check_graph(path)
+
+
+def _write_program(model, names, folder, max_length, quantize):
+    torch.export.save(to_program(exportable(model), names, max_length), folder / PROGRAM)
 
 
 def _verify(folder, expected, batches, on_edge):

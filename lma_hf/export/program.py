@@ -9,61 +9,11 @@ from torch import nn
 from torch.export import Dim
 
 from lma_hf.errors import ExportError
+from lma_hf.export.plain import ExportableLMA
 from lma_hf.modeling.activation_lma import LMA, FoldedLMA
 
 # tokens a row that a model without absolute positions is traced for at most
 UNLIMITED = 2**20
-# pieces that are no further apart than this at a knot meet there
-MEETING = 1e-5
-
-
-class ExportableLMA(nn.Module):
-    """LMA as constants and plain operators: sub, mul, clamp, cast, gather, mul, add.
-
-    The segment is that of `lma_hf.lma`, to the last bit: the same operations in the same order. The tables are laid
-    out for gather, which becomes GatherElements: on 512 x 1536 elements ONNX Runtime took 7 ms for the whole
-    activation, and 16 to 30 ms with an index into a flat table (Gather, GatherND).
-
-    Args: slope, intercept, lower, step: as `lma_hf.lma` takes them.
-    """
-
-    def __init__(self, slope, intercept, lower, step):
-        super().__init__()
-        self.last_segment = slope.shape[-1] - 1
-        self.per_channel = slope.dim() == 2
-        for name, table in {"slope": slope, "intercept": intercept}.items():
-            self.register_buffer(name, table.t().contiguous() if self.per_channel else table[None])
-        self.register_buffer("lower", lower)
-        self.register_buffer("segments_per_unit", step.reciprocal())
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, module):
-        """What an `LMA` or `FoldedLMA` computes in evaluation."""
-        folded = module if isinstance(module, FoldedLMA) else FoldedLMA.of(module)
-        tables = (folded.slope, folded.intercept, folded.lower, folded.step)
-        return cls(*(table.detach().float().cpu() for table in tables))
-
-    def forward(self, x):
-        rows = x.flatten(0, -2)
-        index = ((rows - self.lower) * self.segments_per_unit).clamp(0, self.last_segment).long()
-        y = self._look_up(self.slope, index) * rows + self._look_up(self.intercept, index)
-        return y.view(x.shape)
-
-    def distance_to_jump(self, x):
-        """How far every element of x is from its nearest knot; infinite where the pieces meet there."""
-        rows, along = x.flatten(0, -2), 0 if self.per_channel else 1
-        index = torch.arange(1, self.last_segment + 1)
-        knot = self.lower + (index[:, None] if self.per_channel else index[None]) / self.segments_per_unit
-        jumps = (self.slope.diff(dim=along) * knot + self.intercept.diff(dim=along)).abs() > MEETING
-        nearest = ((rows - self.lower) * self.segments_per_unit).round().clamp(1, self.last_segment).long() - 1
-        distance = (rows - self._look_up(knot, nearest)).abs()
-        return distance.masked_fill(~self._look_up(jumps, nearest), torch.inf).view(x.shape)
-
-    def _look_up(self, table, index):
-        if self.per_channel:
-            return table.gather(0, index)
-        return table.expand(index.shape[0], -1).gather(1, index)
 
 
 class _Logits(nn.Module):
@@ -78,12 +28,16 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
 
 
-def exportable(model):
-    """A copy of the model as it is exported: in eval mode, on the CPU, in float32, LMA as `ExportableLMA`."""
+def exportable(model, replacements=None):
+    """A copy of the model as it is exported: in eval mode, on the CPU, in float32, LMA as `ExportableLMA`.
+
+    Args: replacements: type of module -> what makes the module that takes its place, over and above that.
+    """
     copied = copy.deepcopy(model).to("cpu", torch.float32)
+    makers = {LMA: ExportableLMA.of, FoldedLMA: ExportableLMA.of, **(replacements or {})}
     for fqn, module in list(copied.named_modules()):
-        if isinstance(module, (LMA, FoldedLMA)):
-            copied.set_submodule(fqn, ExportableLMA.of(module))
+        if type(module) in makers:
+            copied.set_submodule(fqn, makers[type(module)](module))
     return copied.eval()
 
 
@@ -111,7 +65,7 @@ def to_program(model, names, max_length=None):
     """Trace a model for any batch size and length.
 
     Args:
-        model: any model with a sequence of tokens as input and `logits` as output; it is not changed.
+        model: from `exportable`.
         names: from `input_names`. max_length: the model's positions, None without a limit.
     Returns: `torch.export.ExportedProgram` from the named inputs, int64 of shape (batch, sequence), to the logits.
     Raises: ExportError if torch.export cannot trace the model.
@@ -122,7 +76,7 @@ def to_program(model, names, max_length=None):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(_Logits(exportable(model)), (), example, dynamic_shapes=shapes)
+            return torch.export.export(_Logits(model), (), example, dynamic_shapes=shapes)
     except Exception as error:  # whatever a model does that cannot be traced
         raise ExportError(f"{type(model).__name__} cannot be exported: {one_line(error)}") from error
 

@@ -3,20 +3,26 @@
 import contextlib
 import logging
 
+from lma_hf.export.table import multiply_codes
+
 
 def quantize_onnx(source, target):
     """Write an int8 version of an ONNX file: weights and embeddings in int8, activations quantized as they come.
 
     Settings chosen by measurement, see docs/export.md: one scale for each output of a MatMul (one for all of them cost
     up to 0.8 points); weights of 7 bits, which cost nothing then and cannot overflow on CPUs without VNNI; embeddings
-    (Gather) too, since they are two thirds of a small BERT. LMA's tables stay in float32.
+    (Gather) too, since they are two thirds of a small BERT. What follows a `TableLMA` multiplies its codes.
 
     Args: source, target: paths.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
         quantize_dynamic(str(source), str(target), per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    model = onnx.load(str(target))
+    multiply_codes(model.graph)
+    onnx.save(model, str(target))
 
 
 @contextlib.contextmanager

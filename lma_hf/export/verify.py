@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lma_hf.errors import ExportError
-from lma_hf.export.program import ExportableLMA
+from lma_hf.export.plain import ExportableLMA
 from lma_hf.surgery.eval_mode import eval_mode
 
 TOLERANCE = 1e-4  # of a logit, absolute

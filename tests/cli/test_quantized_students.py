@@ -242,6 +242,7 @@ def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data
     # the same as its own command
     base = [*data_flags, *DISTILL[2:], "--num_train_epochs", "1", "--teacher", str(teacher_dir)]
     base += ["--student_name_or_path", str(run()), "--quantize", "int2", "--quantize_group_size", "8"]
+    base += ["--teacher_cache", str(tmp_path / "cache")]
     assert main(["distill", *base, "--output_dir", str(tmp_path / "again")]) == 0
     assert losses(tmp_path / "again") == losses(tmp_path / "small")
 

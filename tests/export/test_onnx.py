@@ -16,7 +16,7 @@ import lma_hf
 from lma_hf.errors import ExportError
 from lma_hf.export.folder import ONNX, QUANTIZED, export_model
 from lma_hf.export.onnx import check_graph, save_onnx
-from lma_hf.export.program import to_program
+from lma_hf.export.program import exportable, to_program
 
 WITHOUT_TYPES = NAMES[:2]
 SHAPES = [([1], None), ([7], None), ([1, 1, 1], None), ([12, 3, 1], None), ([5, 9], 33), ([40], None)]
@@ -141,7 +141,7 @@ def variants(tmp_path_factory):
     modules = [random_lma(settings, generator) for settings in VARIANTS]
     model = ManyActivations(interesting_values(modules), modules)
     path = tmp_path_factory.mktemp("variants") / "model.onnx"
-    save_onnx(to_program(model, WITHOUT_TYPES), WITHOUT_TYPES, path)
+    save_onnx(to_program(exportable(model), WITHOUT_TYPES), WITHOUT_TYPES, path)
     return model, path
 
 

@@ -10,7 +10,8 @@ from helpers import padded_batch
 import lma_hf
 from lma_hf.errors import ExportError
 from lma_hf.export.folder import PROGRAM, export_model
-from lma_hf.export.program import ExportableLMA, exportable, input_names, to_program
+from lma_hf.export.plain import ExportableLayerNorm, ExportableLMA
+from lma_hf.export.program import exportable, input_names, to_program
 from lma_hf.surgery.fold import fold_
 
 
@@ -39,7 +40,7 @@ def test_model_is_not_changed(student):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     modules = {fqn: type(module) for fqn, module in student.named_modules()}
     student.train()
-    to_program(student, NAMES, 40)
+    to_program(exportable(student), NAMES, 40)
     assert student.training
     student.eval()
     assert {fqn: type(module) for fqn, module in student.named_modules()} == modules
@@ -69,7 +70,7 @@ def test_model_that_cannot_be_traced_is_one_line(student):
     model = make_student()
     model.classifier.forward = lambda x: x * float(x.sum())
     with pytest.raises(ExportError, match="BertForSequenceClassification cannot be exported: ") as caught:
-        to_program(model, NAMES, 40)
+        to_program(exportable(model), NAMES, 40)
     assert "\n" not in str(caught.value)
 
 
@@ -77,3 +78,14 @@ def test_model_that_cannot_be_traced_is_one_line(student):
 def test_inputs_of_other_models_are_refused(student, names):
     with pytest.raises(ExportError, match="only text models"):
         input_names(student, StubTokenizer(names))
+
+
+@pytest.mark.parametrize("shape", [6, (5, 6)])
+@pytest.mark.parametrize(("affine", "bias"), [(True, True), (True, False), (False, False)])
+def test_layer_norm_in_plain_operators(shape, affine, bias):
+    torch.manual_seed(0)
+    module = torch.nn.LayerNorm(shape, eps=1e-3, elementwise_affine=affine, bias=bias, dtype=torch.float64)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(4, 5, 6, dtype=torch.float64) * 3 + 2
+    torch.testing.assert_close(ExportableLayerNorm(module)(x), module(x), rtol=1e-12, atol=1e-12)

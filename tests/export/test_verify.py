@@ -15,7 +15,7 @@ from lma_hf.errors import ConfigError, ExportError, OutputDirError
 from lma_hf.export import folder as folder_module
 from lma_hf.export import verify
 from lma_hf.export.folder import ONNX, PROGRAM, QUANTIZED, export_model
-from lma_hf.export.program import ExportableLMA
+from lma_hf.export.plain import ExportableLMA
 
 
 def corrupt(path, change):
