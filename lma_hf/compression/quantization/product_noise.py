@@ -1,5 +1,6 @@
 """Quant-Noise for product quantization: training that gets used to blocks being replaced."""
 
+import torch
 from torch import nn
 
 from lma_hf.compression.quantization.fake_quantize import noisy_blocks, register_step
@@ -8,10 +9,12 @@ from lma_hf.errors import SurgeryError
 
 
 class ZeroBlocks(nn.Module):
-    """In training, random blocks of 8 weights are 0; in eval mode nothing is changed.
+    """In training, random blocks of 8 weights are 0, and the others larger, as in dropout; in eval mode nothing changes.
 
     The proxy of Fan et al. 2021 (arXiv 2004.07320, section 4.2) for the noise of product quantization, which scores
-    like the exact one there and needs no codebook in training. The gradient goes straight through to them.
+    like the exact one there and needs no codebook in training. The gradient goes straight through. Dividing the others
+    by 1 - noise_rate is not in the paper, but in its authors' code: so evaluation, without noise, sees layers of the
+    strength that training has seen.
 
     Args: noise_rate: share of the blocks, from 0 to 1.
     """
@@ -24,8 +27,9 @@ class ZeroBlocks(nn.Module):
         """Args: weight: of shape (..., row length). Returns: the same shape."""
         if not self.training or self.noise_rate == 0:
             return weight
-        # exactly 0 or the weight, and a gradient of 1 for both
-        return weight - weight.detach() * noisy_blocks(weight, self.noise_rate)
+        with torch.no_grad():
+            noise = (weight / (1 - self.noise_rate)).masked_fill_(noisy_blocks(weight, self.noise_rate), 0) - weight
+        return weight + noise
 
 
 def prepare_product_noise_(model, noise_rate, *, modules_to_not_convert=None):
