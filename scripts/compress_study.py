@@ -24,8 +24,9 @@ from lma_hf.compare.paired import t_interval
 
 LMA_HF = [sys.executable, "-m", "lma_hf.cli"]
 CALIBRATED = ["--calibration_samples", "256"]
+CODEBOOKS = ["--learning_rate", "1e-3", "--resume", "true"]
 # the student itself; rounded without training; trained on with the rounding; cut to the tokens of the task's training
-# texts, and that one with codebooks, without training and trained on layer by layer
+# texts, and that one with codebooks: without training, trained on layer by layer, and all at once after Quant-Noise
 WAYS = {
     "float32": None,
     "int8": ["--recipe", "int8"],
@@ -36,6 +37,7 @@ WAYS = {
     "trimmed": ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true"],
     "trimmed-pq": ["--recipe", "pq"],
     "trimmed-ipq": ["--recipe", "ipq", "--resume", "true"],
+    "trimmed-noise-pq": [*["--recipe", "pq", "--noise_rate", "0.1", "--num_train_epochs", "2"], *CODEBOOKS],
 }
 READ_TEXTS = ("int8-calibrated", "int4-calibrated", "trimmed")
 COLUMNS = ("task", "student", "activation", "seed", "way", "folder_kb", "metric", "score")

@@ -21,7 +21,7 @@ from lma_hf.training.config import DistillConfig
 from lma_hf.training.run_checkpoints import FOLDER as CHECKPOINTS
 
 logger = logging.getLogger(__name__)
-QUANTIZE = {"qat8": "int8", "qat4": "int4", "qat2": "int2", "ipq": "pq"}
+QUANTIZE = {"qat8": "int8", "qat4": "int4", "qat2": "int2", "pq": "pq", "ipq": "pq"}
 # what a run may have asked for that needs layers taken from the teacher, which a student that goes on has not
 ALONG_LAYERS = (
     *("num_layers", "layer_map", "intermediate_size", "hidden_size", "num_attention_heads"),
@@ -50,10 +50,9 @@ def train_compressed(config):
     del model
     folders = [*(earlier / str(number) for number in range(1, len(stages))), output_dir]
     students = [config.model_dir, *folders]
-    for student, folder, kept in zip(students, folders, stages, strict=False):
+    for student, folder, stage in zip(students, folders, stages, strict=False):
         logger.info("training %s of %d", folder.name if folder != output_dir else len(stages), len(stages))
-        where = {"student_name_or_path": str(student), "output_dir": str(folder)}
-        results = distill(replace(settings, **where, modules_to_not_convert=kept))
+        results = distill(replace(settings, **stage, student_name_or_path=str(student), output_dir=str(folder)))
     record = {"recipe": config.recipe, "weights": results["quantization"]}
     if PartialState().is_main_process:
         # many times the size of what was made small
@@ -94,7 +93,6 @@ def distill_config(config, model):
         "noise_rate": 1.0,
         "num_train_epochs": config.num_train_epochs or 1,
         "max_steps": None,
-        "learning_rate": config.learning_rate or run["learning_rate"],
         "overwrite_output_dir": False,
         "resume": config.resume,
         "student_name_or_path": config.model_dir,
@@ -115,19 +113,24 @@ def own_activation(model):
 
 
 def stages_of(model, config):
-    """For each training, the modules that it leaves in float32; None: the head.
+    """For each training, what is particular to it of a `DistillConfig`.
 
-    iPQ (Stock et al. 2020, arXiv 1907.05686, section 3.3) quantizes layer after layer, from the first, and trains
-    after each, so that the layers above get used to it. Embeddings go with the first layer, what follows the last one
-    with it.
+    With a noise_rate the first one has Quant-Noise, and leaves weights in float.
     """
-    chosen = quantizable_modules(model, config.modules_to_not_convert)
-    if config.recipe != "ipq":
-        return [config.modules_to_not_convert]
-    layers = by_layer(chosen)
-    numbered = [index for index, fqns in enumerate(layers) if len(fqns) > 1]
-    ends = [*(numbered[1:] if numbered else []), len(layers)]
-    everything = list(candidates(model))
-    done = [{fqn for fqns in layers[:end] for fqn in fqns} for end in ends[:-1]]
-    stages = [[fqn for fqn in everything if fqn not in quantized] for quantized in done]
-    return [*stages, config.modules_to_not_convert]
+    kept = config.modules_to_not_convert
+    noisy = [{"modules_to_not_convert": kept, "noise_rate": config.noise_rate}] if config.noise_rate else []
+    rate = {"learning_rate": config.learning_rate} if config.learning_rate else {}
+    growing = layer_by_layer(model, kept) if config.recipe == "ipq" else []
+    return [*noisy, *({"modules_to_not_convert": left, **rate} for left in (*growing, kept))]
+
+
+def layer_by_layer(model, kept):
+    """What stays in float32 in each training of iPQ but the last (Stock et al. 2020, arXiv 1907.05686, section 3.3).
+
+    It quantizes layer after layer, from the first, and trains after each, so that the layers above get used to it.
+    Embeddings go with the first layer, what follows the last one with it.
+    """
+    layers = by_layer(quantizable_modules(model, kept))
+    ends = [index for index, fqns in enumerate(layers) if len(fqns) > 1][1:]
+    done = [{fqn for fqns in layers[:end] for fqn in fqns} for end in ends]
+    return [[fqn for fqn in candidates(model) if fqn not in quantized] for quantized in done]

@@ -18,8 +18,9 @@ class CompressConfig(DataConfig):
     output_dir: str = field(metadata={"help": "folder for the compressed model and its tokenizer"})
     recipe: Literal["int8", "int4", "int2", "pq", "float32", "qat8", "qat4", "qat2", "ipq"] = option(
         "int8",
-        "bits of a weight; pq: 8 bits for 2 weights of a linear layer, 4 of an embedding; qat8, qat4, qat2: trained "
-        "on with that rounding; ipq: pq layer by layer, trained on after each",
+        "bits of a weight; pq: 8 bits for 2 weights of a linear layer, 4 of an embedding, trained on if "
+        "num_train_epochs says so; ipq: layer by layer, trained on after each; qat8, qat4, qat2: trained on with that "
+        "rounding",
     )
     quantize_group_size: int | None = option(None, "neighbours in a row that share a scale; unset: the whole row")
     modules_to_not_convert: list[str] | None = option(
@@ -35,16 +36,21 @@ class CompressConfig(DataConfig):
         False, "model_dir is a finished run: score the result on the run's validation data, so that it can be pushed"
     )
     num_train_epochs: int | None = option(
-        None, "qat8, qat4, qat2, ipq: passes over the run's training rows, with ipq for each layer; unset: 1"
+        None, "recipes that train: passes over the run's training rows, with ipq for each layer; unset: 1, pq: 0"
     )
-    learning_rate: float | None = option(None, "qat8, qat4, qat2, ipq: unset: the run's")
-    resume: bool = option(False, "qat8, qat4, qat2, ipq: go on where the same command was interrupted")
+    learning_rate: float | None = option(None, "recipes that train: of the quantized weights; unset: the run's")
+    noise_rate: float | None = option(
+        None, "pq and ipq that train: before that, as many passes with such a share of weights left out (Quant-Noise)"
+    )
+    resume: bool = option(False, "recipes that train: go on where the same command was interrupted")
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
     trust_remote_code: bool = option(False, "run Python code that comes with the model; only for sources you trust")
 
     def __post_init__(self):
         check_positive(self, "quantize_group_size", "vocabulary_min_count", "calibration_samples")
         check_positive(self, "num_train_epochs", "learning_rate")
+        if self.noise_rate is not None and not 0 < self.noise_rate < 1:
+            raise ConfigError(f"noise_rate is {self.noise_rate}, allowed are numbers between 0 and 1")
         self._check_recipe()
         if self.needs_texts:
             super().__post_init__()
@@ -56,12 +62,12 @@ class CompressConfig(DataConfig):
     def _check_recipe(self):
         without = {
             "pq": ("quantize_group_size", "calibration_samples"),
-            "ipq": ("quantize_group_size", *UNTRAINED),
+            "ipq": ("quantize_group_size",),
             "float32": ("quantize_group_size", "calibration_samples"),
-            **dict.fromkeys(("qat8", "qat4", "qat2"), UNTRAINED),
         }.get(self.recipe, ())
-        if not self.trains:
-            without += ("num_train_epochs", "learning_rate", "resume")
+        without += UNTRAINED if self.trains else ("num_train_epochs", "learning_rate", "resume")
+        if self.recipe not in ("pq", "ipq") or not self.trains:
+            without += ("noise_rate",)
         if wrong := [key for key in without if getattr(self, key)]:
             raise ConfigError(f"recipe is {self.recipe!r}, which has no {wrong[0]}; drop it")
         if self.recipe == "float32" and not self.trim_vocabulary:
@@ -72,7 +78,7 @@ class CompressConfig(DataConfig):
     @property
     def trains(self):
         """Whether the model is trained on."""
-        return self.recipe in ("qat8", "qat4", "qat2", "ipq")
+        return self.recipe in ("qat8", "qat4", "qat2", "ipq") or (self.recipe == "pq" and bool(self.num_train_epochs))
 
     @property
     def needs_texts(self):

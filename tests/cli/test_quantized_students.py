@@ -220,6 +220,15 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
         ),
         (["--model_dir", "m", "--output_dir", "a", "--resume", "true"], "recipe is 'int8', which has no resume; drop"),
         (["--model_dir", "m", "--output_dir", "a", "--recipe", "qat4", "--calibration_samples", "9"], "drop it"),
+        (
+            ["--model_dir", "m", "--output_dir", "a", "--recipe", "qat4", "--noise_rate", "0.1"],
+            "has no noise_rate; drop",
+        ),
+        (["--model_dir", "m", "--output_dir", "a", "--recipe", "ipq", "--noise_rate", "1"], "between 0 and 1"),
+        (
+            ["--model_dir", "m", "--output_dir", "a", "--recipe", "pq", "--learning_rate", "1e-3"],
+            "has no learning_rate",
+        ),
         (["--model_dir", str(compressed), "--output_dir", str(tmp_path / "a"), "--recipe", "ipq"], "no run_config"),
         (["--model_dir", str(run()), "--output_dir", str(compressed), "--recipe", "ipq"], "holds another run"),
         (["--model_dir", "m", "--output_dir", "a", "--trim_vocabulary", "true"], "neither task_name nor text_columns"),
@@ -262,23 +271,26 @@ def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(run, tmp_path, d
 def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch):
     folder, stages = tmp_path / "small", []
     flags = ["compress", "--model_dir", str(run()), "--output_dir", str(folder), "--recipe", "ipq"]
+    flags += ["--noise_rate", "0.05"]
 
     def stopping_distill(settings):
         stages.append(settings)
-        if len(stages) == 2:
+        if len(stages) == 3:
             raise TrainingError("stopped")
         return distill(settings)
 
     monkeypatch.setattr(compressed_training, "distill", stopping_distill)
     assert main(flags) == 1
     assert not folder.exists()
-    first = load(tmp_path / "small-stages" / "1")
+    noisy, first = (load(tmp_path / "small-stages" / number) for number in "12")
+    assert packed_modules(noisy) == {}
     assert sorted(packed_modules(first)) == sorted(
         fqn for fqn in candidates(load(run())) if "embeddings" in fqn or "layer.0" in fqn
     )
     assert main([*flags, "--resume", "true"]) == 0
     # the first one is finished already
-    assert [len(settings.modules_to_not_convert or "") for settings in stages] == [8, 0, 8, 0]
+    assert [len(settings.modules_to_not_convert or "") for settings in stages] == [0, 8, 0] * 2
+    assert [settings.noise_rate for settings in stages] == [0.05, 1, 1] * 2
     results = json.loads((folder / "results.json").read_text())
     assert results["metrics"]["validation"]["accuracy"] >= 0.9
     assert scores(folder, data_flags) == results["metrics"]
@@ -293,6 +305,24 @@ def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeyp
     assert main([*flags, "--resume", "true"]) == 0
     assert (folder / "compression.json").read_text() == record
     assert main([*flags, "--recipe", "qat4", "--resume", "true"]) == 2
+
+
+def test_compress_to_codebooks_that_train(run, tmp_path, data_flags, monkeypatch):
+    folder, stages = tmp_path / "small", []
+    monkeypatch.setattr(compressed_training, "distill", lambda settings: stages.append(settings) or distill(settings))
+    flags = ["--recipe", "pq", "--num_train_epochs", "2", "--learning_rate", "1e-2", "--noise_rate", "0.05"]
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(folder), *flags]) == 0
+    # noise at the run's own learning rate, then all layers at once
+    assert [settings.noise_rate for settings in stages] == [0.05, 1]
+    assert [settings.learning_rate for settings in stages] != [1e-2] * 2
+    assert stages[1].learning_rate == 1e-2
+    assert {settings.num_train_epochs for settings in stages} == {2}
+    assert sorted(packed_modules(load(folder))) == sorted(
+        fqn for fqn in candidates(load(run())) if fqn != "classifier"
+    )
+    results = json.loads((folder / "results.json").read_text())
+    assert results["metrics"]["validation"]["accuracy"] >= 0.9
+    assert scores(folder, data_flags) == results["metrics"]
 
 
 def same_codes(before, after):

@@ -9,7 +9,7 @@ from lma_hf.errors import SurgeryError
 
 
 class ZeroBlocks(nn.Module):
-    """In training, random blocks of 8 weights are 0, and the others larger, as in dropout; in eval mode nothing changes.
+    """In training, random blocks of 8 weights are 0, and the others larger, as in dropout; in eval mode all stay.
 
     The proxy of Fan et al. 2021 (arXiv 2004.07320, section 4.2) for the noise of product quantization, which scores
     like the exact one there and needs no codebook in training. The gradient goes straight through. Dividing the others
