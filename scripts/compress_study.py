@@ -50,6 +50,7 @@ def main():
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--cells", default="*", help="pattern of cell names")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--vocabulary_min_count", default="1", help="how often a token occurs that `trimmed` keeps")
     args = parser.parse_args()
     for cell in read_results(args.study_dir):
         if fnmatchcase(cell.name, args.cells):
@@ -70,6 +71,8 @@ def measure(cell, way, args):
     elif not (folder / "compression.json").is_file():
         source = cell.folder if not way.startswith("trimmed-") else folder.with_name("trimmed")
         texts = data if way in READ_TEXTS else []
+        if way == "trimmed":
+            texts = [*texts, "--vocabulary_min_count", args.vocabulary_min_count]
         run("compress", "--model_dir", source, "--output_dir", folder, *WAYS[way], *texts)
     size = subprocess.run(["du", "-sk", folder], check=True, capture_output=True, text=True).stdout
     row_file.parent.mkdir(parents=True, exist_ok=True)
