@@ -69,7 +69,8 @@ class CompressConfig(DataConfig):
         if self.recipe not in ("pq", "ipq") or not self.trains:
             without += ("noise_rate",)
         if wrong := [key for key in without if getattr(self, key)]:
-            raise ConfigError(f"recipe is {self.recipe!r}, which has no {wrong[0]}; drop it")
+            way = {"pq": " that trains" if self.trains else " without num_train_epochs"}.get(self.recipe, "")
+            raise ConfigError(f"recipe is {self.recipe!r}{way}, which has no {wrong[0]}; drop it")
         if self.recipe == "float32" and not self.trim_vocabulary:
             raise ConfigError(
                 "recipe is 'float32', which leaves the weights as they are; it goes with trim_vocabulary alone"
