@@ -102,10 +102,13 @@ def folder_to_be(path):
 def _write_onnx(model, names, folder, max_length, quantize):
     _write_graph(exportable_to_onnx(model), names, folder / ONNX, max_length)
     if quantize is not None:
+        copied = exportable_to_onnx(model, dict.fromkeys((LMA, FoldedLMA), TableLMA.of))
         with tempfile.TemporaryDirectory(dir=folder) as drafts:
-            draft = Path(drafts) / ONNX
-            tables = dict.fromkeys((LMA, FoldedLMA), TableLMA.of)
-            _write_graph(exportable_to_onnx(model, tables), names, draft, max_length)
+            draft = folder / ONNX
+            # without a table it is the same graph, which takes seconds to trace
+            if any(isinstance(module, TableLMA) for module in copied.modules()):
+                draft = Path(drafts) / ONNX
+                _write_graph(copied, names, draft, max_length)
             quantize_onnx(draft, folder / QUANTIZED)
         check_graph(folder / QUANTIZED)
 
