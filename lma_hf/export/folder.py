@@ -13,6 +13,7 @@ import torch
 
 from lma_hf.errors import ConfigError, ExportError, OutputDirError
 from lma_hf.export import verify
+from lma_hf.export.attention import ATTENTION_OPSET, ONNX_ATTENTION
 from lma_hf.export.onnx import OPSET, check_graph, check_onnx, exportable_to_onnx, save_onnx
 from lma_hf.export.program import exportable, input_names, one_line, to_program
 from lma_hf.export.quantize import quantize_onnx
@@ -22,6 +23,7 @@ from lma_hf.modeling.activation_lma import LMA, FoldedLMA
 QUANTIZATIONS = {"onnx": (None, "int8"), "torch": (None,)}  # by format
 FORMATS = tuple(QUANTIZATIONS)
 ONNX, QUANTIZED, PROGRAM = "model.onnx", "model_quantized.onnx", "model.pt2"
+OPSETS = {ONNX: OPSET, QUANTIZED: ATTENTION_OPSET}
 RECORD = "export.json"
 RUNNERS = {ONNX: verify.onnx_runner, QUANTIZED: verify.onnx_runner, PROGRAM: verify.program_runner}
 
@@ -37,7 +39,7 @@ def export_model(model, tokenizer, output_dir, *, max_length, format="onnx", qua
         max_length: the longest input that the model has positions for; None: there is no limit.
         format: "onnx" (model.onnx) or "torch" (model.pt2, a torch.export program).
         quantize: None, or "int8" for model_quantized.onnx beside model.onnx.
-    Returns: what export.json holds: file name -> size_mb, and how far its logits are from the model's.
+    Returns: what export.json holds: file name -> opset, size_mb, and how far its logits are from the model's.
     Raises: ConfigError; OutputDirError; MissingDependencyError; ExportError if the model cannot be exported, or a file
         does not compute what the model computes. Then nothing is left behind.
     """
@@ -100,22 +102,16 @@ def folder_to_be(path):
 
 
 def _write_onnx(model, names, folder, max_length, quantize):
-    _write_graph(exportable_to_onnx(model), names, folder / ONNX, max_length)
+    save_onnx(to_program(exportable_to_onnx(model), names, max_length), names, folder / ONNX, max_length)
+    check_graph(folder / ONNX)
     if quantize is not None:
-        copied = exportable_to_onnx(model, dict.fromkeys((LMA, FoldedLMA), TableLMA.of))
+        tables = dict.fromkeys((LMA, FoldedLMA), TableLMA.of)
+        copied = exportable_to_onnx(model, tables, attention=ONNX_ATTENTION)
         with tempfile.TemporaryDirectory(dir=folder) as drafts:
-            draft = folder / ONNX
-            # without a table it is the same graph, which takes seconds to trace
-            if any(isinstance(module, TableLMA) for module in copied.modules()):
-                draft = Path(drafts) / ONNX
-                _write_graph(copied, names, draft, max_length)
+            draft = Path(drafts) / ONNX
+            save_onnx(to_program(copied, names, max_length), names, draft, max_length, OPSETS[QUANTIZED])
             quantize_onnx(draft, folder / QUANTIZED)
         check_graph(folder / QUANTIZED)
-
-
-def _write_graph(copied, names, path, max_length):
-    save_onnx(to_program(copied, names, max_length), names, path, max_length)
-    check_graph(path)
 
 
 def _write_program(model, names, folder, max_length, quantize):
@@ -124,13 +120,14 @@ def _write_program(model, names, folder, max_length, quantize):
 
 def _verify(folder, expected, batches, on_edge):
     """Run every file on the batches. Raises: ExportError if one is not the model, which gave the logits expected."""
-    record = {"opset": OPSET, "tolerance": verify.TOLERANCE, "files": {}}
+    record = {"tolerance": verify.TOLERANCE, "files": {}}
     for name, runner in RUNNERS.items():
         if (folder / name).exists():
             outcome = _run_and_compare(expected, runner, folder / name, batches, on_edge)
             # int8 is another function: how far it may be is a question of accuracy on real sentences
             (verify.check_finite if name == QUANTIZED else verify.check)(outcome, name)
-            record["files"][name] = {"size_mb": _size_mb(folder / name), **asdict(outcome)}
+            sizes = {"opset": OPSETS.get(name), "size_mb": _size_mb(folder / name)}
+            record["files"][name] = {**sizes, **asdict(outcome)}
     return record
 
 

@@ -27,16 +27,20 @@ def check_onnx():
         ) from error
 
 
-def exportable_to_onnx(model, replacements=None):
-    """`exportable`, in the form in which ONNX Runtime is fastest: docs/export.md has the times."""
+def exportable_to_onnx(model, replacements=None, attention="eager"):
+    """`exportable`, in the form in which ONNX Runtime is fastest: docs/export.md has the times.
+
+    Args: attention: the formula, which becomes fewer nodes than PyTorch's fused operator, or `ONNX_ATTENTION`; models
+        that have attention of their own keep it.
+    """
     copied = exportable(model, {nn.LayerNorm: ExportableLayerNorm, **(replacements or {})})
-    # PyTorch's fused operator becomes more nodes than the formula
-    copied.set_attn_implementation("eager")
+    with _quiet("transformers.modeling_utils"):
+        copied.set_attn_implementation(attention)
     return copied
 
 
-def save_onnx(program, names, path, max_length=None):
-    """Write a program as ONNX, opset 18, with inputs of shape (batch, sequence) and the output `logits`.
+def save_onnx(program, names, path, max_length=None, opset=OPSET):
+    """Write a program as ONNX, with inputs of shape (batch, sequence) and the output `logits`.
 
     Above 2 GB, the limit of the format, the weights lie in a second file beside it.
 
@@ -44,12 +48,12 @@ def save_onnx(program, names, path, max_length=None):
     Raises: ExportError if an operator has no counterpart in ONNX.
     """
     try:
-        with _quiet():
+        with _quiet("torch.onnx"):
             onnx_program = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=names,
                 output_names=["logits"],
                 dynamic_shapes=dynamic_shapes(names, max_length),
@@ -75,9 +79,9 @@ def check_graph(path):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without the exporter's remarks on packages that are not needed and on its own deprecated calls."""
-    logger = logging.getLogger("torch.onnx")
+def _quiet(name):
+    """Without a logger's remarks: on packages that are not needed, deprecated calls, attention that stays as it is."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -11,7 +11,8 @@ def quantize_onnx(source, target):
 
     Settings chosen by measurement, see docs/export.md: one scale for each output of a MatMul (one for all of them cost
     up to 0.8 points); weights of 7 bits, which cost nothing then and cannot overflow on CPUs without VNNI; embeddings
-    (Gather) too, since they are two thirds of a small BERT. What follows a `TableLMA` multiplies its codes.
+    (Gather) too, since they are two thirds of a small BERT. Not Attention, which it takes for its own operator of that
+    name. What follows a `TableLMA` multiplies its codes.
 
     Args: source, target: paths.
     """
@@ -19,7 +20,14 @@ def quantize_onnx(source, target):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
-        quantize_dynamic(str(source), str(target), per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=["MatMul", "Gather"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
     model = onnx.load(str(target))
     multiply_codes(model.graph)
     onnx.save(model, str(target))
