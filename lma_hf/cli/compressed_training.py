@@ -39,7 +39,7 @@ def train_compressed(config):
     Returns: what compression.json holds. Raises: ConfigError if model_dir is not the output_dir of a run.
     """
     output_dir = Path(config.output_dir).expanduser()
-    check_output_dir(output_dir, config.resume, [config.model_dir])
+    check_output_dir(output_dir, config.resume, [config.model_dir], resumable=True)
     if config.resume and (output_dir / RECORD).is_file():
         return finished_record(output_dir, config)
     earlier = output_dir.with_name(f"{output_dir.name}-stages")

@@ -1,5 +1,6 @@
 """`lma-hf quickstart`: from nothing to a distilled LMA student on a real BERT and real text, without a hub."""
 
+import dataclasses
 import json
 import os
 import time
@@ -10,12 +11,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from lma_hf.cli.accelerator import computes_in_bf16
 from lma_hf.cli.distill import distill
 from lma_hf.cli.evaluate import score_saved_model
+from lma_hf.cli.parser import to_yaml
 from lma_hf.cli.teach import teach
 from lma_hf.compare.profiling import environment, measure_latency, print_table
 from lma_hf.data.quickstart import fetch_pretrained, fetch_reviews, load_reviews, write_reviews
 from lma_hf.errors import ConfigError
 from lma_hf.student.layer_map import resolve_layer_map
-from lma_hf.training.checkpoint import RESULTS, check_output_dir, claim_output_dir, write_json
+from lma_hf.training.checkpoint import RESULTS, RUN_CONFIG, check_output_dir, claim_output_dir, write_json
 from lma_hf.training.config import DistillConfig, EvaluateConfig, TeachConfig
 
 LATENCY_BATCH_SIZES = (1, 32)
@@ -42,6 +44,8 @@ def quickstart(config):
     resolve_layer_map("uniform", config.num_layers, AutoConfig.from_pretrained(pretrained).num_hidden_layers)
     splits = load_reviews(fetch_reviews(cache, _path(config.reviews)))
     claim_output_dir(folder)
+    resolved = dataclasses.replace(config, overwrite_output_dir=False)
+    to_yaml(resolved, folder / RUN_CONFIG, f"lma-hf quickstart {folder / RUN_CONFIG} --output_dir ANOTHER_FOLDER")
     write_reviews(splits, folder / "data")
     say("    " + ", ".join(f"{len(rows):,} {name} rows" for name, rows in splits.items()))
 

@@ -58,7 +58,8 @@ class TrainingRun:
         self.output_dir = Path(config.output_dir).expanduser()
         # a run to resume may be started anew if it has no checkpoint yet
         resumes = config.resume and (self.output_dir / RUN_CONFIG).is_file()
-        check_output_dir(self.output_dir, config.overwrite_output_dir or resumes, [config.dataset, source])
+        overwrite = config.overwrite_output_dir or resumes
+        check_output_dir(self.output_dir, overwrite, [config.dataset, source], resumable=True)
         check_trackers(config.report_to)
         self.accelerator = make_accelerator(
             config,

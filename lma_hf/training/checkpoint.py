@@ -14,12 +14,12 @@ METRICS = "metrics.jsonl"
 DELTA = "delta"
 
 
-def check_output_dir(output_dir, overwrite, inputs=()):
+def check_output_dir(output_dir, overwrite, inputs=(), resumable=False):
     """Raises: OutputDirError if the folder holds anything that may not be overwritten, or cannot be a folder.
 
     Even with `overwrite` only a folder with a run's records is given up, and none that holds an input of this run.
 
-    Args: inputs: paths, or names that may be paths, that the run reads.
+    Args: inputs: paths, or names that may be paths, that the run reads. resumable: --resume is a way out.
     """
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
@@ -28,7 +28,7 @@ def check_output_dir(output_dir, overwrite, inputs=()):
     if not contents:
         return
     if not overwrite:
-        unfinished = (path / RUN_CONFIG).is_file() and not (path / RESULTS).is_file()
+        unfinished = resumable and (path / RUN_CONFIG).is_file() and not (path / RESULTS).is_file()
         resume = ", pass --resume true to go on with it," if unfinished else ""
         raise OutputDirError(
             f"output_dir {path} holds another run ({min(contents).name} ...); choose another folder{resume} or pass "

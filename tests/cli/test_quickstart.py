@@ -3,18 +3,24 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from lma_hf.cli.__main__ import main
+from lma_hf.training.checkpoint import check_output_dir
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, cache):
     output = tmp_path_factory.mktemp("quickstart") / "run"
-    cache = tmp_path_factory.mktemp("cache")
     flags = ["--output_dir", str(output), "--cache_dir", str(cache), "--max_train_samples", "2500"]
     assert main(["quickstart", *flags, "--teacher_epochs", "2", "--student_epochs", "2"]) == 0
     return output
@@ -38,3 +44,17 @@ print(classify("a warm and funny film")[0]["label"], classify("a dull and lifele
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["fresh", "rotten"], done.stderr[-2000:]
+
+
+def test_a_quickstart_that_was_killed_can_be_started_again(tmp_path, cache, capsys):
+    flags = ["quickstart", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache)]
+    with subprocess.Popen([sys.executable, "-m", "lma_hf.cli", *flags], stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "run" / "teacher").is_dir():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    assert main(flags) == 2
+    refused = capsys.readouterr().err
+    assert "pass --overwrite_output_dir true" in refused
+    assert "resume" not in refused
+    check_output_dir(tmp_path / "run", overwrite=True)
