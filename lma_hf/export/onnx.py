@@ -65,9 +65,7 @@ def save_onnx(program, names, path, max_length=None, opset=OPSET):
 
 def check_graph(path):
     """Raises: ExportError if a graph needs anything beyond the standard operators of opset 18 or later."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
+    model = _load(path)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in STANDARD_DOMAINS})
@@ -76,6 +74,22 @@ def check_graph(path):
             f"{path.name} has the operators {', '.join(foreign) or 'of ONNX alone'} and the opsets {opsets}, allowed "
             f"are standard operators of opset {OPSET} and later"
         )
+
+
+def opset_of(path):
+    """The version of the standard operators that a graph has."""
+    return max(entry.version for entry in _load(path).opset_import if entry.domain in STANDARD_DOMAINS)
+
+
+def operators_of(path):
+    """The names of a graph's operators, as a set."""
+    return {node.op_type for node in _load(path).graph.node}
+
+
+def _load(path):
+    import onnx
+
+    return onnx.load(str(path), load_external_data=False)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export.students import NAMES, difference, make_student, with_types
+from export.students import NAMES, StubTokenizer, difference, make_student, with_types
 from helpers import padded_batch
 from torch import nn
 
 from lma_hf.errors import ExportError
 from lma_hf.export.attention import ATTENTION_OPSET, ONNX_ATTENTION, onnx_attention
-from lma_hf.export.folder import QUANTIZED
+from lma_hf.export.folder import QUANTIZED, export_model
 from lma_hf.export.onnx import check_graph, exportable_to_onnx, save_onnx
 from lma_hf.export.program import to_program
 
@@ -116,6 +116,14 @@ def test_int8_graph_has_the_operator_in_place_of_the_formula(exported):
     operators = [node.op_type for node in onnx.load(exported / QUANTIZED).graph.node]
     assert operators.count("Attention") == 3
     assert not {"Softmax", "Transpose"} & set(operators)
+
+
+def test_model_with_rotary_positions_is_exported_in_int8(tmp_path):
+    model = make_student("modernbert", "gelu", pad_token_id=0, cls_token_id=1, sep_token_id=2)
+    record = export_model(model, StubTokenizer(WITHOUT_TYPES), tmp_path / "out", max_length=40, quantize="int8")
+    assert record["files"][QUANTIZED]["opset"] == 18
+    session = onnxruntime.InferenceSession(tmp_path / "out" / QUANTIZED)
+    assert difference(session, model, padded_batch(model, [12, 3, 1])) <= 0.2
 
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux"])

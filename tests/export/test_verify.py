@@ -9,6 +9,7 @@ import pytest
 import torch
 from export.students import NAMES, ManyActivations
 from onnx import numpy_helper
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import lma_hf
 from lma_hf.errors import ConfigError, ExportError, OutputDirError
@@ -62,6 +63,17 @@ def test_model_with_nan_is_refused(student, tiny_tokenizer, tmp_path):
     broken.classifier.bias.data.fill_(torch.nan)
     with pytest.raises(ExportError, match="BertForSequenceClassification gives logits that are not finite"):
         export_model(broken, tiny_tokenizer, tmp_path / "out", max_length=40)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_that_wants_other_inputs_is_refused(tiny_tokenizer, tmp_path):
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 70}
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model("bart", **sizes, **heads, vocab_size=50)
+    )
+    with pytest.raises(ExportError, match=r"BartForSequenceClassification does not take random tokens.*<eos>"):
+        export_model(model, tiny_tokenizer, tmp_path / "out", max_length=40)
     assert list(tmp_path.iterdir()) == []
 
 
