@@ -9,9 +9,13 @@ from lma_hf.modeling.activation_lma import FoldedLMA
 MEETING = 1e-5
 
 
-def constants_of(module):
-    """slope, intercept, lower and step of an `LMA` or `FoldedLMA` in evaluation, in float32 on the CPU."""
-    folded = module if isinstance(module, FoldedLMA) else FoldedLMA.of(module)
+def folded_of(module):
+    """What an `LMA` or `FoldedLMA` computes in evaluation, as a `FoldedLMA`."""
+    return module if isinstance(module, FoldedLMA) else FoldedLMA.of(module)
+
+
+def constants_of(folded):
+    """slope, intercept, lower and step of a `FoldedLMA`, in float32 on the CPU."""
     tables = (folded.slope, folded.intercept, folded.lower, folded.step)
     return tuple(table.detach().float().cpu() for table in tables)
 
@@ -39,7 +43,7 @@ class ExportableLMA(nn.Module):
     @torch.no_grad()
     def of(cls, module):
         """What an `LMA` or `FoldedLMA` computes in evaluation."""
-        return cls(*constants_of(module))
+        return cls(*constants_of(folded_of(module)))
 
     def forward(self, x):
         rows = x.flatten(0, -2)

@@ -4,28 +4,31 @@ import torch
 from torch import nn
 from torch.onnx.ops import symbolic
 
-from lma_hf.export.plain import ExportableLMA, constants_of
+from lma_hf.export.plain import ExportableLMA, constants_of, folded_of
 from lma_hf.modeling.reference_lma import lma
 from lma_hf.modeling.schemes_lma import ScalarScheme, levels_of, nearest_codes
 
 CODES = ScalarScheme(bits=8)
-# how far the codes reach beyond the segments on either side, in widths of all segments
-REACH = 1.0
+# how far the codes reach on either side of the mean, in deviations
+REACH_SIGMAS = 9.0
 
 
 class TableLMA(nn.Module):
     """LMA on 8-bit codes of its input, as operators of ONNX: it can be exported, and not run in PyTorch.
 
-    LMA knows where its inputs lie, so that their levels need no calibration data: 256, evenly spaced over the segments
-    and REACH beyond. The table has the code of the output for each, with LMA's parameters in float.
+    LMA knows where its inputs lie, so that their levels need no calibration data: 256, evenly spaced over REACH_SIGMAS
+    deviations to each side of the mean, and over all segments. The table has the code of the output for each, with
+    LMA's parameters in float.
 
-    Args: slope, intercept, lower, step: as `lma_hf.lma` takes them, shared by all channels.
+    Args: slope, intercept, lower, step: as `lma_hf.lma` takes them, shared by all channels. range_sigmas: how far the
+        segments reach, in deviations.
     """
 
-    def __init__(self, slope, intercept, lower, step):
+    def __init__(self, slope, intercept, lower, step, range_sigmas):
         super().__init__()
         width = step * slope.shape[-1]
-        self._add_levels("input", torch.stack([lower - REACH * width, lower + (1 + REACH) * width]))
+        beyond = max(0.0, REACH_SIGMAS / range_sigmas - 1) / 2 * width
+        self._add_levels("input", torch.stack([lower - beyond, lower + width + beyond]))
         inputs = (torch.arange(CODES.levels) - self.input_zero_point.float()) * self.input_scale
         outputs = lma(inputs, slope, intercept, lower, step)
         self._add_levels("output", outputs)
@@ -36,8 +39,9 @@ class TableLMA(nn.Module):
     @torch.no_grad()
     def of(cls, module):
         """What an `LMA` or `FoldedLMA` computes in evaluation; per channel, which has no table, an `ExportableLMA`."""
-        constants = constants_of(module)
-        return (cls if constants[0].dim() == 1 else ExportableLMA)(*constants)
+        folded = folded_of(module)
+        constants = constants_of(folded)
+        return cls(*constants, folded.range_sigmas) if constants[0].dim() == 1 else ExportableLMA(*constants)
 
     def _add_levels(self, name, values):
         scale, zero_point = levels_of(values, CODES)

@@ -218,11 +218,12 @@ class LMA(nn.Module):
 class FoldedLMA(nn.Module):
     """What an LMA computes in evaluation, with nothing left to learn: buffers slope, intercept, lower and step.
 
-    Args: slope, intercept, lower, step: as `lma` takes them.
+    Args: slope, intercept, lower, step: as `lma` takes them. range_sigmas: of the LMA.
     """
 
-    def __init__(self, slope, intercept, lower, step):
+    def __init__(self, slope, intercept, lower, step, range_sigmas):
         super().__init__()
+        self.range_sigmas = range_sigmas
         for name, value in {"slope": slope, "intercept": intercept, "lower": lower, "step": step}.items():
             self.register_buffer(name, value.detach().clone())
 
@@ -230,7 +231,7 @@ class FoldedLMA(nn.Module):
     def of(cls, module):
         """The constants that an `LMA` computes with in evaluation."""
         lower, step = module.bounds(module.running_mean, module.running_std)
-        return cls(*module.lines(lower, step), lower, step)
+        return cls(*module.lines(lower, step), lower, step, module.settings.range_sigmas)
 
     def reset_parameters(self):
         """NaN for what a checkpoint lacks: there is no start to fall back on."""

@@ -16,7 +16,7 @@ from lma_hf.export.folder import QUANTIZED, export_model
 from lma_hf.export.onnx import save_onnx
 from lma_hf.export.program import exportable, to_program
 from lma_hf.export.quantize import quantize_onnx
-from lma_hf.export.table import REACH, TableLMA
+from lma_hf.export.table import REACH_SIGMAS, TableLMA
 from lma_hf.modeling.activation_lma import LMA, FoldedLMA
 from lma_hf.surgery.fold import fold_
 
@@ -36,9 +36,10 @@ def quantized(shared, tiny_tokenizer, tmp_path_factory):
     return folder / QUANTIZED
 
 
-def random_lma(seed, k=8, continuous=False):
+def random_lma(seed, k=8, continuous=False, range_sigmas=3.0):
     generator = torch.Generator().manual_seed(seed)
-    module = lma_hf.LMA(num_segments=k, continuous=continuous, statistics="running")
+    settings = {"num_segments": k, "continuous": continuous, "range_sigmas": range_sigmas}
+    module = lma_hf.LMA(**settings, statistics="running")
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(generator=generator)
@@ -56,11 +57,15 @@ def by_hand(table, x):
     return (table.table[0].numpy()[codes] - zero) * scale
 
 
-@pytest.mark.parametrize(("seed", "k", "continuous"), [(0, 8, False), (1, 16, False), (2, 7, True), (3, 64, False)])
-def test_onnx_runtime_looks_up_what_the_table_says(seed, k, continuous, tmp_path):
-    module = random_lma(seed, k, continuous)
+@pytest.mark.parametrize(
+    ("seed", "k", "continuous", "range_sigmas"),
+    [(0, 8, False, 3.0), (1, 16, False, 3.0), (2, 7, True, 0.5), (3, 64, False, 12.0)],
+)
+def test_onnx_runtime_looks_up_what_the_table_says(seed, k, continuous, range_sigmas, tmp_path):
+    module = random_lma(seed, k, continuous, range_sigmas)
     lower, step = module.bounds(module.running_mean, module.running_std)
-    spread = torch.linspace(-1, 2, 3001)[:, None].expand(-1, 3) * step * k + lower
+    reach = module.running_std * max(REACH_SIGMAS, range_sigmas)
+    spread = torch.linspace(-1, 1, 3001)[:, None].expand(-1, 3) * 1.1 * reach + module.running_mean
     values = torch.cat([spread, torch.tensor([0.0, 1e-30, 1e30, -1e30])[:, None].expand(-1, 3)]).detach()
     model = exportable(ManyActivations(values, [module]), {LMA: TableLMA.of})
     table = model.activations[0]
@@ -72,7 +77,8 @@ def test_onnx_runtime_looks_up_what_the_table_says(seed, k, continuous, tmp_path
     # within half a level at either end, but where the nearest level of x lies beyond a jump
     with torch.no_grad():
         exact, slope = module(values), module.lines(lower, step)[0].abs().max()
-    inside = (values >= lower - REACH * k * step) & (values <= lower + (1 + REACH) * k * step)
+    inside = (values - module.running_mean).abs() <= reach
+    assert inside.float().mean() > 0.9
     allowed = 0.51 * (slope * table.input_scale + table.output_scale)
     close = (torch.tensor(actual[0]) - exact).abs() <= allowed
     assert close[inside].float().mean() >= 1 - (0 if continuous else k / 256)
