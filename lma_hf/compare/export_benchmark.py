@@ -41,7 +41,7 @@ def measure_exports(
         runners = {name: onnx_runner(exported / FILES[name], threads) for name in names if name in FILES}
         sizes = {name: (exported / FILES[name]).stat().st_size / 1e6 for name in runners}
         for rows, length in BATCHES:
-            batch = _random_batch(inputs, model.config.vocab_size, rows, min(length, max_length or length))
+            batch = random_batch(inputs, model.config.vocab_size, rows, min(length, max_length or length))
             candidates = {
                 name: Candidate(partial(run, batch), "onnxruntime", None, sizes[name]) for name, run in runners.items()
             }
@@ -60,7 +60,8 @@ def size_in_memory_mb(model: nn.Module) -> float:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 1e6
 
 
-def _random_batch(names: Sequence[str], vocab_size: int, rows: int, length: int) -> dict[str, torch.Tensor]:
+def random_batch(names: Sequence[str], vocab_size: int, rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Full rows of random tokens, for the inputs named."""
     ids = torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     return {name: batch[name] for name in names}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lma_hf.compare.export_benchmark import random_batch
 from lma_hf.compare.report.figures import colours_of, legend, new_figure, tidy
 from lma_hf.compare.report.score_pictures import pareto_front
 from lma_hf.compare.timing import time_in_turns, using_threads
@@ -59,7 +60,7 @@ def measure_forms(forms: Sequence[Form], threads: int, repeats: int) -> list[dic
                 rows[form.name].setdefault("score", 100 * form.score(logits, _labels(form)))
                 rows[form.name].setdefault("texts/s", []).append(len(logits) / seconds)
         for count, length in BATCHES:
-            steps = {form.name: partial(form.run, random_batch(form, count, length)) for form in forms}
+            steps = {form.name: partial(form.run, _random_batch(form, count, length)) for form in forms}
             for name, times in time_in_turns(steps, repeats).items():
                 rows[name][f"{count}x{length} ms"] = statistics.median(times)
     for form in forms:
@@ -68,12 +69,8 @@ def measure_forms(forms: Sequence[Form], threads: int, repeats: int) -> list[dic
     return list(rows.values())
 
 
-def random_batch(form: Form, count: int, length: int) -> dict[str, torch.Tensor]:
-    """Full rows of random tokens."""
-    length = min(length, form.max_length or length)
-    ids = torch.randint(form.vocab_size, (count, length), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    return {name: batch[name] for name in form.inputs}
+def _random_batch(form, count, length):
+    return random_batch(form.inputs, form.vocab_size, count, min(length, form.max_length or length))
 
 
 def _pass(form):
