@@ -114,7 +114,20 @@ class PackedLinear(PackedWeight):
 PACKED = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
 
 
+def packable_kind(module):
+    """The one of PACKED that a module computes as, or None.
+
+    A subclass with a forward of its own may scale or shift, such as Gemma's word embeddings and OPT's positions.
+    """
+    return next((kind for kind in PACKED if isinstance(module, kind) and type(module).forward is kind.forward), None)
+
+
 def packed_like(module, scheme):
-    """An empty packed layer in the place of a linear layer or an embedding."""
-    kind = next(kind for kind in PACKED if isinstance(module, kind))
+    """An empty packed layer in the place of a linear layer or an embedding. Raises: ValueError for another module."""
+    kind = packable_kind(module)
+    if kind is None:
+        raise ValueError(
+            f"a {type(module).__name__} cannot be packed, allowed are nn.Linear, nn.Embedding and subclasses with "
+            "their forward; leave it out and pack the model anew"
+        )
     return PACKED[kind].like(module, scheme)

@@ -15,11 +15,15 @@ from modeling import reload_worker
 from modeling.tiny_models import ARCHITECTURES, sentences, tiny_model
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 import lma_hf
+from lma_hf.compare import tiny_architectures
+from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.errors import SurgeryError
+from lma_hf.modeling.packed_lma import packed_like
 from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, rounded
 
@@ -237,6 +241,60 @@ def test_what_is_not_finite_is_named_and_nothing_is_changed():
     with pytest.raises(SurgeryError, match=r"bert\.pooler\.dense has weights that are not finite"):
         quantize_(model, scheme)
     assert packed_modules(model) == {}
+
+
+# model type -> what computes in a way of its own there: scaled words, positions with an offset or from sines
+OWN_FORWARD = {
+    "gemma3_text": {"embed_tokens"},
+    "opt": {"decoder.embed_positions"},
+    "roformer": {"encoder.embed_positions"},
+    "bart": {
+        "shared",
+        *(f"{part}.{name}" for part in ("encoder", "decoder") for name in ("embed_tokens", "embed_positions")),
+    },
+}
+
+
+def tiny_of(model_type):
+    family = next(family for family in tiny_architectures.FAMILIES if model_type in family.model_types)
+    return tiny_architectures.build(family, model_type), family.inputs()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", OWN_FORWARD)
+def test_subclasses_that_compute_in_a_way_of_their_own_stay(model_type):
+    (model, inputs), (rounded_model, _) = tiny_of(model_type), tiny_of(model_type)
+    report = quantize_(model, ScalarScheme(4))
+    assert report.left_alone.keys() == OWN_FORWARD[model_type]
+    assert not report.left_alone.keys() & report.quantized.keys()
+    assert all(f"{fqn} ({name})" in str(report) for fqn, name in report.left_alone.items())
+    assert "\n" not in str(report)
+    for fqn in report.quantized:
+        weight = rounded_model.get_submodule(fqn).weight
+        weight.copy_(rounded(weight, ScalarScheme(4)))
+    assert torch.equal(model(**inputs)[0], rounded_model(**inputs)[0])
+
+
+def test_what_stays_anyway_may_be_named_and_does_not_train_with_rounding():
+    model, _ = tiny_of("gemma3_text")
+    modules = prepare_quantization_(model, ScalarScheme(4), modules_to_not_convert=["embed_tokens", "layers.1"])
+    assert modules
+    assert all("layers.0" in fqn for fqn in modules)
+
+
+def test_a_subclass_with_the_forward_of_its_base_is_packed():
+    model, scheme, _ = build("bert-plain")
+    model.bert.pooler.dense.__class__ = type("Named", (nn.Linear,), {})
+    report = quantize_(model, scheme)
+    assert "bert.pooler.dense" in report.quantized
+    assert report.left_alone == {}
+    assert "left as they are" not in str(report)
+
+
+def test_a_folder_that_names_what_cannot_be_packed_is_an_error():
+    model, _ = tiny_of("gemma3_text")
+    with pytest.raises(ValueError, match=r"a Gemma3TextScaledWordEmbedding cannot be packed, allowed are nn\.Linear"):
+        packed_like(model.embed_tokens, ScalarScheme(8))
 
 
 def test_a_scheme_is_given_once():
