@@ -31,6 +31,11 @@ class PackedWeight(nn.Module):
         """Unpacked rows. Args: index: as a tensor of rows is indexed. Returns: of shape (*index, row length)."""
         return self.scheme.unpack(dict(self.named_buffers()), index, self.row_length)
 
+    @property
+    def weight(self):
+        """Of shape (rows, row length); a copy, since transformers fills weights of some models after loading."""
+        return self.rows()
+
     def cast_(self, dtype):
         """Compute in another dtype from now on."""
         for name, tensor in self.named_buffers():
@@ -91,7 +96,10 @@ class PackedLinear(PackedWeight):
 
     @property
     def weight(self):
-        """Of shape (out_features, in_features)."""
+        """Of shape (out_features, in_features); a copy, see `PackedWeight`."""
+        return self._kept().clone()
+
+    def _kept(self):
         if self.unpacked is None:
             # kept for passes with gradients too, which take no tensor of inference mode
             with torch.inference_mode(False), torch.no_grad():
@@ -100,7 +108,11 @@ class PackedLinear(PackedWeight):
 
     def forward(self, x):
         """Args: x: of shape (..., in_features). Returns: of shape (..., out_features)."""
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self._kept(), self.bias)
+
+    def cast_(self, dtype):
+        self.unpacked = None
+        super().cast_(dtype)
 
     def _apply(self, fn, recurse=True):
         self.unpacked = None

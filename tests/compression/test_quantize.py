@@ -48,6 +48,11 @@ def build(case):
     return model.eval(), scheme, modules_to_not_convert
 
 
+def tiny_of(model_type):
+    family = next(family for family in tiny_architectures.FAMILIES if model_type in family.model_types)
+    return tiny_architectures.build(family, model_type), family.inputs()
+
+
 @pytest.fixture(scope="module")
 def packed():
     """Case -> packed model."""
@@ -202,6 +207,27 @@ def test_it_computes_in_the_dtype_that_is_asked_for(dtype, packed, saved):
     torch.testing.assert_close(logits(model).float(), logits(packed["bert"]), rtol=0, atol=0.2)
 
 
+# model type -> modules_to_not_convert, where a part of the model writes or looks into a child's weight after loading
+REACH_INTO_WEIGHTS = {
+    "modernbert": None,
+    "funnel": None,
+    "gpt_bigcode": None,
+    "t5": ["shared", "embed_tokens"],
+    "prophetnet": ["word_embeddings"],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", REACH_INTO_WEIGHTS)
+def test_a_model_that_reaches_into_weights_loads_to_the_same_each_time(model_type, tmp_path):
+    model, inputs = tiny_of(model_type)
+    quantize_(model, ScalarScheme(8), modules_to_not_convert=REACH_INTO_WEIGHTS[model_type])
+    expected = model(**inputs)[0]
+    model.save_pretrained(tmp_path)
+    for _ in range(2):
+        assert torch.equal(AutoModel.from_pretrained(tmp_path)(**inputs)[0], expected)
+
+
 def test_it_computes_gradients_after_inference(saved):
     model = AutoModelForSequenceClassification.from_pretrained(saved / "bert")
     with torch.inference_mode():
@@ -253,11 +279,6 @@ OWN_FORWARD = {
         *(f"{part}.{name}" for part in ("encoder", "decoder") for name in ("embed_tokens", "embed_positions")),
     },
 }
-
-
-def tiny_of(model_type):
-    family = next(family for family in tiny_architectures.FAMILIES if model_type in family.model_types)
-    return tiny_architectures.build(family, model_type), family.inputs()
 
 
 @torch.no_grad()
