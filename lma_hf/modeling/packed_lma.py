@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+NOT_FINITE = "weights that are not finite, or too far apart for a scale in float16"
+
 
 class PackedWeight(nn.Module):
     """A matrix in the buffers of its scheme. Floats are float16 in a file, in memory of the dtype computed in."""
@@ -23,7 +25,7 @@ class PackedWeight(nn.Module):
         """Take over a matrix. Args: parts: what the scheme's `pack` takes. Raises: ValueError if it is not finite."""
         for name, tensor in self.scheme.pack(*parts).items():
             if not torch.isfinite(tensor).all():
-                raise ValueError("weights that are not finite, or too far apart for a scale in float16")
+                raise ValueError(NOT_FINITE)
             getattr(self, name).copy_(tensor)
         return self
 

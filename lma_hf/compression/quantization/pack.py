@@ -104,12 +104,14 @@ def _pack(model, scheme, modules_to_not_convert, batches):
     """Fqn -> the packed module that is to stand there."""
     modules = quantizable_modules(model, modules_to_not_convert)
     schemes = {fqn: scheme_for(module, scheme) for fqn, module in modules.items()}
+    linear = {fqn: module for fqn, module in modules.items() if batches is not None and isinstance(module, nn.Linear)}
     fits = {fqn: partial(FITS[type(schemes[fqn])], module.weight, schemes[fqn]) for fqn, module in modules.items()}
-    if batches is not None:
-        linear = {fqn: module for fqn, module in modules.items() if isinstance(module, nn.Linear)}
-        calibrated = calibrated_codes(model, linear, schemes, batches)
-        fits |= {fqn: partial(calibrated.get, fqn) for fqn in linear}
-    return {fqn: _filled(fqn, module, schemes[fqn], fits[fqn]) for fqn, module in modules.items()}
+    # these first: what is not finite in an embedding would be in the inputs of all layers
+    packed = {fqn: _filled(fqn, modules[fqn], schemes[fqn], fits[fqn]) for fqn in modules if fqn not in linear}
+    if linear:
+        codes = calibrated_codes(model, linear, schemes, batches)
+        packed |= {fqn: _filled(fqn, linear[fqn], schemes[fqn], partial(codes.get, fqn)) for fqn in linear}
+    return {fqn: packed[fqn] for fqn in modules}
 
 
 @torch.no_grad()
