@@ -121,8 +121,10 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if HIDDEN_ACT["lma"] not in ACT2FN:
         register()
-    # a class of its own, since transformers marks those that come from remote code
-    remote_class = type(name, (base,), {"__module__": __name__, "__doc__": base.__doc__})
+    # a class of its own, since transformers marks those that come from remote code; but its modules are transformers'
+    # own, so names of weights in a file (ViT, Mixtral) are to be translated as for them
+    own = {"__module__": __name__, "__doc__": base.__doc__, "is_custom_code": classmethod(lambda cls: False)}
+    remote_class = type(name, (base,), own)
     return globals().setdefault(name, remote_class)
 
 

@@ -134,6 +134,16 @@ def test_an_unpacked_weight_is_not_kept_past_a_cast():
     assert packed.weight.dtype == torch.float64
 
 
+class Scaled(nn.Embedding):
+    def forward(self, ids):
+        return 3 * super().forward(ids)
+
+
+def test_what_computes_in_a_way_of_its_own_is_not_packed():
+    with pytest.raises(ValueError, match=r"a Scaled cannot be packed, allowed are nn\.Linear, nn\.Embedding"):
+        packed_like(Scaled(8, 4), ScalarScheme(8))
+
+
 def test_a_layer_without_bias_stays_without():
     linear = nn.Linear(8, 4, bias=False)
     packed = PackedLinear.like(linear, ScalarScheme(8)).fill_(*quantize(linear.weight, ScalarScheme(8)))
