@@ -8,6 +8,7 @@ from torch import nn
 from lma_hf.compression.quantization.codebooks import prepare_codebooks_
 from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
 from lma_hf.compression.quantization.product_noise import prepare_product_noise_
+from lma_hf.compression.quantization.targets import left_alone, left_alone_text
 from lma_hf.errors import ConfigError
 from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, scheme_to_dict
 
@@ -50,6 +51,8 @@ def prepare_quantization(student, config, accelerator):
         modules = prepare_codebooks_(student, scheme, modules_to_not_convert=kept)
     else:
         modules = prepare_quantization_(student, scheme, noise_rate=config.noise_rate, modules_to_not_convert=kept)
+    if left := left_alone(student):
+        logger.info("%s", left_alone_text(left))
     logger.info(
         "training with %d modules quantized: %s, noise rate %g", len(modules), config.quantize, config.noise_rate
     )

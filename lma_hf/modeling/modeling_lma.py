@@ -4,27 +4,24 @@ transformers builds an activation as `ACT2FN[config.hidden_act]`, without the se
 So our entries there answer with the activation that had been replaced, and the swap recorded in the config is done
 again as soon as the model under construction is complete, before its weights are loaded.
 
-A saved model carries this folder along, and its config's `auto_map` names classes of this module, so that it also
-loads where lma_hf is not installed, with trust_remote_code=True.
+A saved model carries this folder along, and its config's `auto_map` names classes of this module; see `saving_lma`.
 """
 
 import functools
-import shutil
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS, ACT2FN
-from transformers.models.auto import modeling_auto
 
 from .activation_baselines import APLU, GELUAffine, Swish
 from .activation_lma import LMA, FoldedLMA
 from .configuration_lma import LMAConfig, resolve_activation
 from .quantizer_lma import register_quantizer
-from .swap_record_lma import CODE, HIDDEN_ACT, PACKED_ACT, needs_our_code, read_swap
+from .saving_lma import connect_saving
+from .swap_record_lma import HIDDEN_ACT, PACKED_ACT, needs_our_code, read_swap
 from .token_mask_lma import connect_masks
 
 LEARNABLE = (LMA, nn.PReLU, Swish, APLU, GELUAffine)
@@ -93,22 +90,21 @@ def place(model, fqn, activation):
 def connect(model):
     """Connect freshly placed activations to their model: the padding mask, `_init_weights`, and the code to save.
 
-    The two methods are set on the instance: transformers' classes stay untouched. (As partials, since a bound method
-    that is pickled comes back as that of the class.)
+    Methods are set on the instance, see `connect_saving`.
     """
     connect_masks(model)
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and any(isinstance(module, OURS) for module in part.modules()):
             part._init_weights = functools.partial(_init_weights, part)
-    if isinstance(model, PreTrainedModel):
-        for part in dict.fromkeys([model.base_model, model]):
-            part.save_pretrained = functools.partial(save_pretrained, part)
+    connect_saving(model)
 
 
 def disconnect(model):
     """Take the methods back that `connect` has set, in a model that holds none of our activations any more."""
+    # packed weights need our code all the same
+    needs_code = isinstance(model, PreTrainedModel) and needs_our_code(model.config)
     for part in model.modules():
-        for name in ("_init_weights", "save_pretrained"):
+        for name in ("_init_weights",) if needs_code else ("_init_weights", "save_pretrained"):
             part.__dict__.pop(name, None)
 
 
@@ -118,44 +114,6 @@ def _init_weights(self, module):
         module.reset_parameters()
 
 
-def save_pretrained(self, save_directory, is_main_process=True, *args, push_to_hub=False, **kwargs):
-    """`PreTrainedModel.save_pretrained`, and beside the model the code that loads it where lma_hf is not installed."""
-    needs_code = needs_our_code(self.config)
-    if needs_code:
-        # a model that comes with code of its own keeps naming it
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map(self.config)}
-    publishing = {key: kwargs.pop(key) for key in _PUBLISHING if push_to_hub and key in kwargs}
-    type(self).save_pretrained(self, save_directory, is_main_process, *args, **kwargs)
-    if needs_code and is_main_process:
-        for file in code_files():
-            shutil.copyfile(file, Path(save_directory) / file.name)
-    if push_to_hub and is_main_process:
-        # not through transformers' save_pretrained, which uploads only what it has written itself
-        self.push_to_hub(publishing.pop("repo_id", Path(save_directory).name), **publishing)
-
-
-# arguments of save_pretrained that are push_to_hub's
-_PUBLISHING = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
-
-
-def code_files():
-    """The files that a saved model carries along, this one among them."""
-    return sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
-
-
-def auto_map(config):
-    """Auto class -> "modeling_lma.<class>" for every transformers class that this config's model type has."""
-    names = {}
-    for auto_class in (value for value in vars(modeling_auto).values() if isinstance(value, type)):
-        mapping = getattr(auto_class, "_model_mapping", None)
-        if mapping is not None and type(config) in mapping:
-            found = mapping[type(config)]
-            # some model types offer several classes for one task, the first of which is the default
-            name = (found[0] if isinstance(found, tuple) else found).__name__
-            names[auto_class.__name__] = f"{CODE}.{name}"
-    return names
-
-
 def __getattr__(name):
     """The classes that `auto_map` names: transformers' own, once more, in a module that knows our activations."""
     base = getattr(transformers, name, None) if not name.startswith("_") else None
@@ -163,8 +121,10 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if HIDDEN_ACT["lma"] not in ACT2FN:
         register()
-    # a class of its own, since transformers marks those that come from remote code
-    remote_class = type(name, (base,), {"__module__": __name__, "__doc__": base.__doc__})
+    # a class of its own, since transformers marks those that come from remote code; but its modules are transformers'
+    # own, so names of weights in a file (ViT, Mixtral) are to be translated as for them
+    own = {"__module__": __name__, "__doc__": base.__doc__, "is_custom_code": classmethod(lambda cls: False)}
+    remote_class = type(name, (base,), own)
     return globals().setdefault(name, remote_class)
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+NOT_FINITE = "weights that are not finite, or too far apart for a scale in float16"
+
 
 class PackedWeight(nn.Module):
     """A matrix in the buffers of its scheme. Floats are float16 in a file, in memory of the dtype computed in."""
@@ -23,13 +25,18 @@ class PackedWeight(nn.Module):
         """Take over a matrix. Args: parts: what the scheme's `pack` takes. Raises: ValueError if it is not finite."""
         for name, tensor in self.scheme.pack(*parts).items():
             if not torch.isfinite(tensor).all():
-                raise ValueError("weights that are not finite, or too far apart for a scale in float16")
+                raise ValueError(NOT_FINITE)
             getattr(self, name).copy_(tensor)
         return self
 
     def rows(self, index=slice(None)):
         """Unpacked rows. Args: index: as a tensor of rows is indexed. Returns: of shape (*index, row length)."""
         return self.scheme.unpack(dict(self.named_buffers()), index, self.row_length)
+
+    @property
+    def weight(self):
+        """Of shape (rows, row length); a copy, since transformers fills weights of some models after loading."""
+        return self.rows()
 
     def cast_(self, dtype):
         """Compute in another dtype from now on."""
@@ -91,7 +98,10 @@ class PackedLinear(PackedWeight):
 
     @property
     def weight(self):
-        """Of shape (out_features, in_features)."""
+        """Of shape (out_features, in_features); a copy, see `PackedWeight`."""
+        return self._kept().clone()
+
+    def _kept(self):
         if self.unpacked is None:
             # kept for passes with gradients too, which take no tensor of inference mode
             with torch.inference_mode(False), torch.no_grad():
@@ -100,7 +110,11 @@ class PackedLinear(PackedWeight):
 
     def forward(self, x):
         """Args: x: of shape (..., in_features). Returns: of shape (..., out_features)."""
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self._kept(), self.bias)
+
+    def cast_(self, dtype):
+        self.unpacked = None
+        super().cast_(dtype)
 
     def _apply(self, fn, recurse=True):
         self.unpacked = None
@@ -114,7 +128,20 @@ class PackedLinear(PackedWeight):
 PACKED = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
 
 
+def packable_kind(module):
+    """The one of PACKED that a module computes as, or None.
+
+    A subclass with a forward of its own may scale or shift, such as Gemma's word embeddings and OPT's positions.
+    """
+    return next((kind for kind in PACKED if isinstance(module, kind) and type(module).forward is kind.forward), None)
+
+
 def packed_like(module, scheme):
-    """An empty packed layer in the place of a linear layer or an embedding."""
-    kind = next(kind for kind in PACKED if isinstance(module, kind))
+    """An empty packed layer in the place of a linear layer or an embedding. Raises: ValueError for another module."""
+    kind = packable_kind(module)
+    if kind is None:
+        raise ValueError(
+            f"a {type(module).__name__} cannot be packed, allowed are nn.Linear, nn.Embedding and subclasses with "
+            "their forward; leave it out and pack the model anew"
+        )
     return PACKED[kind].like(module, scheme)

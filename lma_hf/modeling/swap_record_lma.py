@@ -11,10 +11,11 @@ from .configuration_lma import BASELINES, BaselineConfig, LMAConfig, settings_fr
 # Our activations' names where a config names one. transformers has a "prelu" and a "swish" (SiLU) of its own.
 HIDDEN_ACT = {"lma": "lma", **{name: f"lma_hf_{name}" for name in BASELINES}}
 NATIVE = ("relu", "gelu")
+QUANT_METHOD = "lma_hf"
 # Before the activation's name in the config of a model whose weights are packed. Without our code it shall not load:
-# transformers would warn, and draw such weights at random.
+# transformers would warn, and draw such weights at random. (Where no name can be marked, see `PackedQuantizer`.)
 PACKED_ACT = "packed_"
-NAMES_OF_ACTIVATION = ("hidden_act", "activation", "activation_function")
+NAMES_OF_ACTIVATION = ("hidden_act", "activation", "activation_function", "hidden_activation", "ff_activation")
 # the module whose classes a saved model's `auto_map` names
 CODE = "modeling_lma"
 
@@ -87,24 +88,42 @@ def _forget_code(config):
 
 
 def needs_our_code(config):
+    """Whether transformers alone cannot build the model of a config."""
+    return is_packed(config) or names_our_activation(config)
+
+
+def is_packed(config):
+    """Whether a config says that weights are packed."""
+    packed = getattr(config, "quantization_config", None)
+    # as it stands in a file, or as transformers keeps it
+    method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+    return method == QUANT_METHOD
+
+
+def names_our_activation(config):
     """Whether a config names an activation that transformers alone does not know."""
     swap = read_swap(config)
     swapped = swap is not None and get_key(config, swap.keys[0]) in HIDDEN_ACT.values()
     return swapped or any(name.startswith(PACKED_ACT) for _, name in _named_activations(config))
 
 
-def mark_activation(config):
-    """Put PACKED_ACT before the activation's name in a config, unless that is unknown to transformers anyway."""
-    for key, name in _named_activations(config):
-        if name in ACT2FN and name not in HIDDEN_ACT.values() and not name.startswith(PACKED_ACT):
-            setattr(config, key, PACKED_ACT + name)
+def mark_activation(model):
+    """Put PACKED_ACT before the activation's name in a model's config, unless that is unknown to transformers anyway.
+
+    Names alone of activations that the model has from ACT2FN: I-BERT looks its own up, and takes no other name.
+    """
+    kinds = {type(module) for module in model.modules()}
+    for key, name in _named_activations(model.config):
+        known = name in ACT2FN and name not in HIDDEN_ACT.values() and not name.startswith(PACKED_ACT)
+        if known and type(ACT2FN[name]) in kinds:
+            setattr(model.config, key, PACKED_ACT + name)
 
 
 def unmark_activation(config):
     """Inverse of `mark_activation`."""
     for key, name in _named_activations(config):
         setattr(config, key, name.removeprefix(PACKED_ACT))
-    if not needs_our_code(config):
+    if not names_our_activation(config):
         _forget_code(config)
 
 

@@ -6,8 +6,9 @@ from helpers import padded_batch, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lma_hf.compression.quantization.calibrated import DAMPING, compensated_codes, input_grams
+from lma_hf.compression.quantization.calibrated import DAMPING, calibrated_codes, compensated_codes, input_grams
 from lma_hf.compression.quantization.pack import quantize_
+from lma_hf.errors import SurgeryError
 from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.modeling.schemes_lma import ScalarScheme, dequantize, quantize, rounded
 
@@ -98,3 +99,63 @@ def test_a_calibrated_model_is_closer_and_nothing_else_has_changed():
     for fqn, module in packed_modules(found["rounded"]).items():
         other = found["calibrated"].get_submodule(fqn)
         assert torch.equal(module.packed, other.packed) == ("embeddings" in fqn)
+
+
+POOLER, FIRST, LAST = (
+    "bert.pooler.dense",
+    "bert.encoder.layer.0.attention.self.query",
+    "bert.encoder.layer.2.output.dense",
+)
+
+
+def test_without_inputs_every_weight_goes_to_its_nearest_level():
+    weight, gram = problem(3)
+    for scheme in (ScalarScheme(4), ScalarScheme(2, 5)):
+        assert all(map(torch.equal, compensated_codes(weight, gram * 0, scheme), quantize(weight, scheme)))
+
+
+def test_a_layer_that_no_pass_calls_is_rounded():
+    # a model for tokens leaves its pooler out
+    model, batches = tiny_model(), [padded_batch(tiny_model(), (5, 9))]
+    model.bert.pooler.forward = lambda hidden: hidden[:, 0]
+    weight = model.get_submodule(POOLER).weight.clone()
+    assert not input_grams(model, {POOLER: model.get_submodule(POOLER)}, batches)[POOLER].any()
+    quantize_(model, ScalarScheme(4), batches=batches)
+    assert torch.equal(model.get_submodule(POOLER).rows(), rounded(weight, ScalarScheme(4)))
+
+
+def test_inputs_of_zeros_only_leave_a_rounded_layer():
+    model, batches = tiny_model(), [padded_batch(tiny_model(), (5, 9))]
+    up = model.get_submodule("bert.encoder.layer.2.intermediate.dense")
+    # GELU(0) is 0
+    torch.nn.init.zeros_(up.weight)
+    torch.nn.init.zeros_(up.bias)
+    weight = model.get_submodule(LAST).weight.clone()
+    quantize_(model, ScalarScheme(4), batches=batches)
+    assert torch.equal(model.get_submodule(LAST).rows(), rounded(weight, ScalarScheme(4)))
+
+
+@pytest.mark.parametrize("fqn", ["bert.embeddings.word_embeddings", FIRST, LAST])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e9])
+def test_weights_that_are_not_finite_are_refused_as_without_calibration(fqn, bad):
+    found = []
+    for batches in (None, [padded_batch(tiny_model(), (5, 9))]):
+        model = tiny_model()
+        model.get_submodule(fqn).weight.data[7, 1] = bad
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(SurgeryError, match="has weights that are not finite") as error:
+            quantize_(model, ScalarScheme(4), batches=batches)
+        found.append(str(error.value))
+        torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0, equal_nan=True)
+    assert found[0] == found[1]
+    assert found[0].startswith(fqn)
+
+
+def test_inputs_that_are_not_finite_are_named_and_the_weights_are_what_they_were():
+    model, batches = tiny_model(), [padded_batch(tiny_model(), (5, 9))]
+    model.get_submodule("bert.encoder.layer.1.output.LayerNorm").weight.data[0] = float("nan")
+    modules = {fqn: module for fqn, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    before = {fqn: module.weight.clone() for fqn, module in modules.items()}
+    with pytest.raises(SurgeryError, match=r"bert\.encoder\.layer\.2.*query has inputs that are not finite"):
+        calibrated_codes(model, modules, dict.fromkeys(modules, ScalarScheme(4)), batches)
+    assert all(torch.equal(modules[fqn].weight, before[fqn]) for fqn in modules)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lma_hf.modeling.packed_lma import PackedEmbedding, PackedLinear
+from lma_hf.modeling.packed_lma import PackedEmbedding, PackedLinear, packed_like
 from lma_hf.modeling.schemes_lma import BITS, ScalarScheme, dequantize, pack_bits, quantize, rounded, unpack_bits
 
 schemes = st.builds(ScalarScheme, st.sampled_from(BITS), st.sampled_from([None, 1, 3, 8, 64]))
@@ -111,6 +111,37 @@ def test_an_unpacked_weight_is_not_kept_past_a_change():
     first.load_state_dict(second.state_dict())
     assert torch.equal(first(x), second(x))
     assert first.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Embedding])
+def test_writing_into_a_weight_changes_nothing(kind):
+    layer = kind(8, 4)
+    packed = packed_like(layer, ScalarScheme(4)).fill_(*quantize(layer.weight, ScalarScheme(4)))
+    x = torch.randn(3, 8) if kind is nn.Linear else torch.arange(8)
+    expected, weight = packed(x), packed.weight
+    assert torch.equal(weight, rounded(layer.weight, ScalarScheme(4)))
+    with torch.no_grad():
+        packed.weight.normal_()
+    packed.weight.data.zero_()
+    assert torch.equal(packed.weight, weight)
+    assert torch.equal(packed(x), expected)
+
+
+def test_an_unpacked_weight_is_not_kept_past_a_cast():
+    packed = PackedLinear(8, 4, ScalarScheme(4)).fill_(*quantize(matrix(0, 4, 8), ScalarScheme(4)))
+    packed(torch.randn(3, 8))
+    packed.cast_(torch.float64)
+    assert packed.weight.dtype == torch.float64
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids):
+        return 3 * super().forward(ids)
+
+
+def test_what_computes_in_a_way_of_its_own_is_not_packed():
+    with pytest.raises(ValueError, match=r"a Scaled cannot be packed, allowed are nn\.Linear, nn\.Embedding"):
+        packed_like(Scaled(8, 4), ScalarScheme(8))
 
 
 def test_a_layer_without_bias_stays_without():

@@ -12,15 +12,25 @@ import pytest
 import torch
 import transformers
 from modeling import reload_worker
-from modeling.tiny_models import ARCHITECTURES, sentences, tiny_model
+from modeling.tiny_models import ARCHITECTURES, VOCABULARY, sentences, tiny_model
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 import lma_hf
+from lma_hf.compare import tiny_architectures
+from lma_hf.compression.quantization.fake_quantize import prepare_quantization_
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.quantizer_lma import packed_modules
+from lma_hf.modeling.saving_lma import code_files
 from lma_hf.modeling.schemes_lma import ProductScheme, ScalarScheme, rounded
 
 INPUTS = sentences((40, 5, 17, 1), 40)
@@ -34,14 +44,27 @@ CASES = {
     "bert-product": ("bert", LMA, ProductScheme(4, 16), None),
     "distilbert-product": ("distilbert", None, ProductScheme(7, 8), []),
     "bert-part": ("bert", LMA, ScalarScheme(4, 8), ["embeddings", "layer.1", "classifier"]),
+    "t5": ("t5", None, ScalarScheme(8), ["shared", "embed_tokens"]),
+    **{name: (name, None, ScalarScheme(8), None) for name in ("modernbert", "xlnet", "gpt_bigcode", "esm", "mixtral")},
 }
+# the config names no activation, or by no key that could be marked
+WITHOUT_NAME = ("t5", "esm")
 
 
 def build(case):
     name, activation, scheme, modules_to_not_convert = CASES[case]
+    if name not in ARCHITECTURES:
+        config = tiny_of(name)[0].config
+        config.vocab_size = VOCABULARY
+        return AutoModelForTokenClassification.from_config(config).eval(), scheme, modules_to_not_convert
     model = tiny_model(name, activation).train()
     model(**INPUTS)
     return model.eval(), scheme, modules_to_not_convert
+
+
+def tiny_of(model_type):
+    family = next(family for family in tiny_architectures.FAMILIES if model_type in family.model_types)
+    return tiny_architectures.build(family, model_type), family.inputs()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +84,9 @@ def saved(tmp_path_factory, packed, tiny_tokenizer):
         model.save_pretrained(folder / case)
     packed["bert"].save_pretrained(folder / "with-tokenizer")
     tiny_tokenizer.save_pretrained(folder / "with-tokenizer")
-    (folder / "plan.json").write_text(json.dumps(dict.fromkeys(CASES, "AutoModelForSequenceClassification")))
+    tasks = {case: "Sequence" if values[0] in ARCHITECTURES else "Token" for case, values in CASES.items()}
+    plan = {case: f"AutoModelFor{task}Classification" for case, task in tasks.items()}
+    (folder / "plan.json").write_text(json.dumps(plan))
     torch.save(INPUTS, folder / "inputs.pt")
     return folder
 
@@ -96,19 +121,29 @@ def test_a_fresh_process_gives_the_same_logits_and_state(case, packed, reloaded)
     torch.testing.assert_close(reloaded[case]["state"], dict(packed[case].state_dict()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_code_and_its_names_go_with_every_packed_model(case, saved):
+    names = json.loads((saved / case / "config.json").read_text())["auto_map"]
+    assert names["AutoModel"].startswith("modeling_lma.")
+    assert {file.name for file in code_files()} == {file.name for file in (saved / case).glob("*.py")}
+
+
 def test_without_our_code_no_packed_model_loads(saved):
     code = (
         "import sys; sys.modules['lma_hf'] = None\n"
-        "from transformers import AutoModelForSequenceClassification as model\n"
+        "from transformers import AutoModel as model\n"
         "for folder in sys.argv[1:]:\n"
         "    try:\n"
         "        model.from_pretrained(folder)\n"
-        "    except KeyError as error:\n"
-        "        print(error)"
+        "    except (KeyError, RuntimeError) as error:\n"
+        "        print(type(error).__name__, error)"
     )
     process = run(["-c", code], *(saved / case for case in CASES), folder=saved)
     assert process.returncode == 0, process.stderr
-    assert len(process.stdout.splitlines()) == len(CASES)
+    errors = dict(zip(CASES, process.stdout.splitlines(), strict=True))
+    # a weight of another shape is refused where there is no activation's name
+    assert all(errors[case].startswith("RuntimeError You set `ignore_mismatched_sizes`") for case in WITHOUT_NAME)
+    assert all(errors[case].startswith("KeyError") for case in CASES if case not in WITHOUT_NAME)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "product" not in case])
@@ -163,11 +198,31 @@ def test_bits_are_packed_in_the_file(packed, saved):
     assert [group["bits"] for group in config["groups"]] == [4]
 
 
-@pytest.mark.parametrize("case", ["bert", "bert-product"])
-def test_saved_again_it_is_the_same_file(case, saved, tmp_path):
-    AutoModelForSequenceClassification.from_pretrained(saved / case).save_pretrained(tmp_path)
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / name).read_bytes() == (saved / case / name).read_bytes()
+@pytest.mark.parametrize("case", ["bert", "bert-product", "modernbert", "esm"])
+def test_saved_again_it_is_the_same_file(case, packed, saved, tmp_path):
+    type(packed[case]).from_pretrained(saved / case).save_pretrained(tmp_path)
+    for file in (saved / case).iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("case", ["bert-plain", "esm"])
+def test_a_base_model_saved_alone_is_a_packed_one(case, packed, saved, tmp_path):
+    model = type(packed[case]).from_pretrained(saved / case)
+    model.base_model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path)(**INPUTS)[0], model.base_model(**INPUTS)[0])
+    assert {file.name for file in (saved / case).iterdir()} == {file.name for file in tmp_path.iterdir()}
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert ("embeddings.word_embeddings.weight" in names) == (case == "esm")
+
+
+def test_with_its_activations_restored_it_is_still_refused_without_our_code(saved, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(saved / "bert")
+    lma_hf.restore_activations_(model)
+    model.save_pretrained(tmp_path)
+    assert "auto_map" in json.loads((tmp_path / "config.json").read_text())
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.get_slice("bert.embeddings.word_embeddings.weight").get_shape() == [0]
 
 
 def test_the_base_model_loads_alone(packed, saved):
@@ -175,20 +230,39 @@ def test_the_base_model_loads_alone(packed, saved):
     assert torch.equal(base(**INPUTS)[0], packed["bert"].bert(**INPUTS)[0])
 
 
-@pytest.mark.parametrize("case", ["bert", "bert-plain", "bert-relu", "bert-product", "distilbert-plain"])
-def test_dequantized_it_is_an_ordinary_model(case, saved, tmp_path):
-    model = AutoModelForSequenceClassification.from_pretrained(saved / case)
+@pytest.mark.parametrize(
+    "case", ["bert", "bert-plain", "bert-relu", "bert-product", "distilbert-plain", "xlnet", "esm"]
+)
+def test_dequantized_it_is_an_ordinary_model(case, packed, saved, tmp_path):
+    model = type(packed[case]).from_pretrained(saved / case)
     expected = logits(model)
     model = model.dequantize()
     assert packed_modules(model) == {}
     assert torch.equal(logits(model), expected)
     model(**INPUTS).logits.sum().backward()
     model.save_pretrained(tmp_path)
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    again = type(packed[case]).from_pretrained(tmp_path)
     assert torch.equal(logits(again), expected)
     config = json.loads((tmp_path / "config.json").read_text())
     assert "quantization_config" not in config
     assert ("auto_map" in config) == (CASES[case][1] is LMA)
+
+
+def test_a_base_model_loads_alone_by_the_code_that_it_brings(packed, saved, tmp_path):
+    # transformers translates names of weights in these files, such as those of Mixtral's experts
+    cases = ["bert", "mixtral"]
+    code = (
+        "import sys; sys.modules['lma_hf'] = None\n"
+        "import torch; from transformers import AutoModel\n"
+        "inputs = torch.load(sys.argv[1])\n"
+        "models = [AutoModel.from_pretrained(folder, trust_remote_code=True) for folder in sys.argv[3:]]\n"
+        "torch.save([model(**inputs)[0].detach() for model in models], sys.argv[2])\n"
+    )
+    files = [saved / "inputs.pt", tmp_path / "found.pt"]
+    process = run(["-c", code], *files, *(saved / case for case in cases), folder=saved)
+    assert process.returncode == 0, process.stderr
+    for case, found in zip(cases, torch.load(files[1]), strict=True):
+        assert torch.equal(found, packed[case].base_model(**INPUTS)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -196,6 +270,29 @@ def test_it_computes_in_the_dtype_that_is_asked_for(dtype, packed, saved):
     model = AutoModelForSequenceClassification.from_pretrained(saved / "bert", dtype=dtype)
     assert logits(model).dtype == dtype
     torch.testing.assert_close(logits(model).float(), logits(packed["bert"]), rtol=0, atol=0.2)
+
+
+# model type -> modules_to_not_convert, where a part of the model writes or looks into a child's weight after loading
+REACH_INTO_WEIGHTS = {
+    "modernbert": None,
+    "funnel": None,
+    "gpt_bigcode": None,
+    "t5": ["shared", "embed_tokens"],
+    "prophetnet": ["word_embeddings"],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", [*REACH_INTO_WEIGHTS, "ibert"])
+def test_a_model_of_another_kind_loads_to_the_same_each_time(model_type, tmp_path):
+    model, inputs = tiny_of(model_type)
+    quantize_(model, ScalarScheme(8), modules_to_not_convert=REACH_INTO_WEIGHTS.get(model_type))
+    # I-BERT takes no other name of its activation
+    assert getattr(model.config, "hidden_act", None) == "gelu" or model_type != "ibert"
+    expected = model(**inputs)[0]
+    model.save_pretrained(tmp_path)
+    for _ in range(2):
+        assert torch.equal(AutoModel.from_pretrained(tmp_path)(**inputs)[0], expected)
 
 
 def test_it_computes_gradients_after_inference(saved):
@@ -237,6 +334,49 @@ def test_what_is_not_finite_is_named_and_nothing_is_changed():
     with pytest.raises(SurgeryError, match=r"bert\.pooler\.dense has weights that are not finite"):
         quantize_(model, scheme)
     assert packed_modules(model) == {}
+
+
+# model type -> what computes in a way of its own there: scaled words, positions with an offset or from sines
+OWN_FORWARD = {
+    "gemma3_text": {"embed_tokens"},
+    "opt": {"decoder.embed_positions"},
+    "roformer": {"encoder.embed_positions"},
+    "bart": {
+        "shared",
+        *(f"{part}.{name}" for part in ("encoder", "decoder") for name in ("embed_tokens", "embed_positions")),
+    },
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", OWN_FORWARD)
+def test_subclasses_that_compute_in_a_way_of_their_own_stay(model_type):
+    (model, inputs), (rounded_model, _) = tiny_of(model_type), tiny_of(model_type)
+    report = quantize_(model, ScalarScheme(4))
+    assert report.left_alone.keys() == OWN_FORWARD[model_type]
+    assert not report.left_alone.keys() & report.quantized.keys()
+    assert all(f"{fqn} ({name})" in str(report) for fqn, name in report.left_alone.items())
+    assert "\n" not in str(report)
+    for fqn in report.quantized:
+        weight = rounded_model.get_submodule(fqn).weight
+        weight.copy_(rounded(weight, ScalarScheme(4)))
+    assert torch.equal(model(**inputs)[0], rounded_model(**inputs)[0])
+
+
+def test_what_stays_anyway_may_be_named_and_does_not_train_with_rounding():
+    model, _ = tiny_of("gemma3_text")
+    modules = prepare_quantization_(model, ScalarScheme(4), modules_to_not_convert=["embed_tokens", "layers.1"])
+    assert modules
+    assert all("layers.0" in fqn for fqn in modules)
+
+
+def test_a_subclass_with_the_forward_of_its_base_is_packed():
+    model, scheme, _ = build("bert-plain")
+    model.bert.pooler.dense.__class__ = type("Named", (nn.Linear,), {})
+    report = quantize_(model, scheme)
+    assert "bert.pooler.dense" in report.quantized
+    assert report.left_alone == {}
+    assert "left as they are" not in str(report)
 
 
 def test_a_scheme_is_given_once():

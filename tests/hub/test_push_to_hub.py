@@ -6,7 +6,7 @@ from hub_server import TOKEN
 from transformers import AutoModelForSequenceClassification
 
 import lma_hf
-from lma_hf.modeling.modeling_lma import code_files
+from lma_hf.modeling.saving_lma import code_files
 
 # huggingface_hub 2.4 itself uploads in a way that its HTTP library would rather not see
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import lma_hf
-from lma_hf.modeling.modeling_lma import OURS, code_files
+from lma_hf.modeling.modeling_lma import OURS
+from lma_hf.modeling.saving_lma import code_files
 
 LMA_CONFIGS = {
     "k16": lma_hf.LMAConfig(num_segments=16, range_sigmas=2.0),

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from lma_hf.compression.quantization.calibrated import calibrated_codes
 from lma_hf.compression.quantization.fake_quantize import prepared_steps
 from lma_hf.compression.quantization.product import product_codes, scheme_for
-from lma_hf.compression.quantization.targets import quantizable_modules
+from lma_hf.compression.quantization.targets import left_alone, left_alone_text, quantizable_modules
 from lma_hf.errors import SurgeryError
 from lma_hf.modeling.modeling_lma import connect
 from lma_hf.modeling.packed_lma import packed_like
@@ -30,19 +30,22 @@ class QuantizationReport:
     Attributes:
         quantized: fqn -> scheme. size_mb, size_mb_before: of all parameters and buffers that are saved, in MB (1e6
             bytes). sqnr_db: 10 log10 of the weights' mean square over that of the rounding error, over all of them.
+        left_alone: fqn -> class name of linear layers and embeddings that compute in a way of their own.
     """
 
     quantized: dict
     size_mb: float
     size_mb_before: float
     sqnr_db: float
+    left_alone: dict = field(default_factory=dict)
 
     def __str__(self):
         schemes = ", ".join(map(str, dict.fromkeys(self.quantized.values())))
-        return (
+        done = (
             f"quantized {len(self.quantized)} modules ({schemes}): {self.size_mb_before:.2f} MB -> {self.size_mb:.2f} "
             f"MB, SQNR {self.sqnr_db:.1f} dB"
         )
+        return "; ".join(filter(None, [done, left_alone_text(self.left_alone)]))
 
 
 def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
@@ -68,7 +71,7 @@ def quantize_(model, scheme=None, *, modules_to_not_convert=None, batches=None):
     for fqn, module in packed.items():
         model.set_submodule(fqn, module)
     schemes = _mark(model)
-    return QuantizationReport(schemes, _size_mb(model), before, sqnr_db)
+    return QuantizationReport(schemes, _size_mb(model), before, sqnr_db, left_alone(model))
 
 
 def quantized_copy(model):
@@ -101,12 +104,14 @@ def _pack(model, scheme, modules_to_not_convert, batches):
     """Fqn -> the packed module that is to stand there."""
     modules = quantizable_modules(model, modules_to_not_convert)
     schemes = {fqn: scheme_for(module, scheme) for fqn, module in modules.items()}
+    linear = {fqn: module for fqn, module in modules.items() if batches is not None and isinstance(module, nn.Linear)}
     fits = {fqn: partial(FITS[type(schemes[fqn])], module.weight, schemes[fqn]) for fqn, module in modules.items()}
-    if batches is not None:
-        linear = {fqn: module for fqn, module in modules.items() if isinstance(module, nn.Linear)}
-        calibrated = calibrated_codes(model, linear, schemes, batches)
-        fits |= {fqn: partial(calibrated.get, fqn) for fqn in linear}
-    return {fqn: _filled(fqn, module, schemes[fqn], fits[fqn]) for fqn, module in modules.items()}
+    # these first: what is not finite in an embedding would be in the inputs of all layers
+    packed = {fqn: _filled(fqn, modules[fqn], schemes[fqn], fits[fqn]) for fqn in modules if fqn not in linear}
+    if linear:
+        codes = calibrated_codes(model, linear, schemes, batches)
+        packed |= {fqn: _filled(fqn, linear[fqn], schemes[fqn], partial(codes.get, fqn)) for fqn in linear}
+    return {fqn: packed[fqn] for fqn in modules}
 
 
 @torch.no_grad()

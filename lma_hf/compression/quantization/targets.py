@@ -3,7 +3,7 @@
 import re
 
 from lma_hf.errors import SurgeryError
-from lma_hf.modeling.packed_lma import PACKED
+from lma_hf.modeling.packed_lma import PACKED, packable_kind
 from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.surgery.targets import base_prefix
 
@@ -14,7 +14,7 @@ def quantizable_modules(model, modules_to_not_convert=None):
     Args:
         model: a transformers model.
         modules_to_not_convert: list of names of modules, or of what they lie in, that stay as they are ("pooler",
-            "layer.0"). None: the head, which is what lies outside the base model.
+            "layer.0"). None: the head, which is what lies outside the base model. What `left_alone` names stays too.
     Raises: SurgeryError if nothing is left, a name fits nothing, the model is packed already, or a weight serves two
         modules, such as word embeddings and an output layer.
     """
@@ -24,7 +24,12 @@ def quantizable_modules(model, modules_to_not_convert=None):
     if modules_to_not_convert is None:
         chosen = {fqn: module for fqn, module in found.items() if fqn.startswith(base_prefix(model))}
     else:
-        chosen = {fqn: found[fqn] for fqn in _without(found, modules_to_not_convert)}
+        _check_names(modules_to_not_convert, [*found, *left_alone(model)])
+        chosen = {
+            fqn: module
+            for fqn, module in found.items()
+            if not any(_within(fqn, name) for name in modules_to_not_convert)
+        }
     if not chosen:
         raise SurgeryError(
             f"nothing to quantize in {type(model).__name__}: its linear layers and embeddings are "
@@ -35,8 +40,25 @@ def quantizable_modules(model, modules_to_not_convert=None):
 
 
 def candidates(model):
-    """Fqn -> module of all linear layers and embeddings of a model."""
-    return {fqn: module for fqn, module in model.named_modules() if isinstance(module, tuple(PACKED))}
+    """Fqn -> module of all linear layers and embeddings of a model that can be packed."""
+    return {fqn: module for fqn, module in model.named_modules() if packable_kind(module) is not None}
+
+
+def left_alone(model):
+    """Fqn -> class name of linear layers and embeddings that compute in a way of their own and stay as they are."""
+    return {
+        fqn: type(module).__name__
+        for fqn, module in model.named_modules()
+        if isinstance(module, tuple(PACKED)) and packable_kind(module) is None
+    }
+
+
+def left_alone_text(left):
+    """What `left_alone` returns, in one line; "" for nothing."""
+    if not left:
+        return ""
+    named = ", ".join(f"{fqn} ({name})" for fqn, name in left.items())
+    return f"left as they are, since they compute in a way of their own: {named}"
 
 
 def by_layer(fqns):
@@ -48,11 +70,10 @@ def by_layer(fqns):
     return list(layers.values())
 
 
-def _without(fqns, names):
+def _check_names(names, fqns):
     for name in names:
         if not any(_within(fqn, name) for fqn in fqns):
             raise SurgeryError(f"modules_to_not_convert names {name!r}, but there are {', '.join(fqns)}")
-    return [fqn for fqn in fqns if not any(_within(fqn, name) for name in names)]
 
 
 def _within(fqn, name):
