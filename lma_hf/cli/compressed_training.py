@@ -1,5 +1,6 @@
 """Recipes of `lma-hf compress` that train: a saved model goes on as a student, with rounded weights or codebooks."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ from lma_hf.cli.distill import distill
 from lma_hf.cli.loading import load_model_dir
 from lma_hf.compression.quantization.targets import by_layer, candidates, quantizable_modules
 from lma_hf.distillation.objective import FEATURES
-from lma_hf.errors import ConfigError
+from lma_hf.errors import ConfigError, OutputDirError
 from lma_hf.modeling.swap_record_lma import NAMES_OF_ACTIVATION, NATIVE
 from lma_hf.training.checkpoint import RUN_CONFIG, check_output_dir
 from lma_hf.training.config import DistillConfig
@@ -22,6 +23,7 @@ from lma_hf.training.run_checkpoints import FOLDER as CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 QUANTIZE = {"qat8": "int8", "qat4": "int4", "qat2": "int2", "pq": "pq", "ipq": "pq"}
+CACHE = "teacher_cache"
 # what a run may have asked for that needs layers taken from the teacher, which a student that goes on has not
 ALONG_LAYERS = (
     *("num_layers", "layer_map", "intermediate_size", "hidden_size", "num_attention_heads"),
@@ -36,17 +38,19 @@ def train_compressed(config):
     Everything that `config` does not say is as in the run, losses along layers left out.
 
     Args: config: a `CompressConfig` whose recipe trains.
-    Returns: what compression.json holds. Raises: ConfigError if model_dir is not the output_dir of a run.
+    Returns: what compression.json holds. Raises: ConfigError if model_dir is not the output_dir of a run;
+        OutputDirError.
     """
     output_dir = Path(config.output_dir).expanduser()
     check_output_dir(output_dir, config.resume, [config.model_dir], resumable=True)
     if config.resume and (output_dir / RECORD).is_file():
         return finished_record(output_dir, config)
     earlier = output_dir.with_name(f"{output_dir.name}-stages")
+    check_stages(earlier)
     _, model = load_model_dir(config)
     settings, stages = distill_config(config, model), stages_of(model, config)
     # each training asks the same of the teacher, which may read other tokens than a student that was cut to a task's
-    settings = replace(settings, teacher_cache=settings.teacher_cache or str(earlier / "teacher_cache"))
+    settings = replace(settings, teacher_cache=settings.teacher_cache or str(earlier / CACHE))
     del model
     folders = [*(earlier / str(number) for number in range(1, len(stages))), output_dir]
     students = [config.model_dir, *folders]
@@ -58,8 +62,42 @@ def train_compressed(config):
         # many times the size of what was made small
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
         record = write_compression(record, output_dir)
-        shutil.rmtree(earlier, ignore_errors=True)
+        remove_stages(earlier)
     return record
+
+
+def check_stages(folder):
+    """Raises: OutputDirError if the folder of all trainings but the last holds what none of them has put there."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputDirError(f"{folder}, where all trainings but the last go, is a file; choose another output_dir")
+    if foreign := [path.name for path in children(folder) if not is_stage(path)]:
+        raise OutputDirError(
+            f"{folder}, where all trainings but the last go, holds {min(foreign)!r}, which is of none, and would "
+            "be removed at the end; choose another output_dir"
+        )
+
+
+def remove_stages(folder):
+    """Remove what trainings have put there, and nothing else."""
+    for path in filter(is_stage, children(folder)):
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is more in it, or it is not there
+        folder.rmdir()
+
+
+def is_stage(path):
+    """Whether a path is a numbered training's folder, or that of the teacher's answers."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    names = {child.name for child in path.iterdir()}
+    # one that was killed at its start has hidden files at most
+    is_run = RUN_CONFIG in names or all(name.startswith(".") for name in names)
+    return path.name == CACHE or (path.name.isdecimal() and is_run)
+
+
+def children(folder):
+    """What lies in a folder; nothing if it is not there."""
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def finished_record(output_dir, config):

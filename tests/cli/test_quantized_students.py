@@ -1,6 +1,7 @@
 """`distill --quantize` and `compress`: what is trained, what lies in the folder, and what it scores."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,38 @@ def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(run, tmp_path, d
     assert packed_modules(load(small))["bert.embeddings.word_embeddings"].num_embeddings == tokens[1]
     assert scores(small, data_flags)["validation"]["accuracy"] >= 0.9
     assert not (tmp_path / "small-stages").exists()
+
+
+def test_compress_removes_only_what_it_put_there(run, tmp_path, capsys):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat4"]
+    stages = tmp_path / "small-stages"
+    for mine in ("notes.txt", "1/notes.txt", "data/notes.txt"):
+        (stages / mine).parent.mkdir(parents=True, exist_ok=True)
+        (stages / mine).write_text("mine")
+        assert main(flags) == 2
+        error = capsys.readouterr().err
+        assert f"holds {mine.split('/')[0]!r}, which is of none" in error
+        assert "choose another output_dir" in error
+        assert (stages / mine).read_text() == "mine"
+        shutil.rmtree(stages)
+    stages.write_text("mine")
+    assert main(flags) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_comes_in_while_compress_trains_stays(run, tmp_path, monkeypatch):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat4"]
+    stages = tmp_path / "small-stages"
+
+    def disturbed(settings):
+        results = distill(settings)
+        (stages / "notes.txt").write_text("mine")
+        return results
+
+    monkeypatch.setattr(compressed_training, "distill", disturbed)
+    assert main(flags) == 0
+    assert [path.name for path in stages.iterdir()] == ["notes.txt"]
 
 
 def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch):
