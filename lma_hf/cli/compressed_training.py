@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import yaml
@@ -14,11 +14,13 @@ from lma_hf.cli.compressed_run import RECORD, write_compression
 from lma_hf.cli.distill import distill
 from lma_hf.cli.loading import load_model_dir
 from lma_hf.compression.quantization.targets import by_layer, candidates, quantizable_modules
+from lma_hf.data.sources import is_local
 from lma_hf.distillation.objective import FEATURES
 from lma_hf.errors import ConfigError, OutputDirError
 from lma_hf.modeling.swap_record_lma import NAMES_OF_ACTIVATION, NATIVE
 from lma_hf.training.checkpoint import RUN_CONFIG, check_output_dir
 from lma_hf.training.config import DistillConfig
+from lma_hf.training.resume import check_same_settings
 from lma_hf.training.run_checkpoints import FOLDER as CHECKPOINTS
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ def train_compressed(config):
     Returns: what compression.json holds. Raises: ConfigError if model_dir is not the output_dir of a run;
         OutputDirError.
     """
-    output_dir = Path(config.output_dir).expanduser()
+    config = with_whole_paths(config)
+    output_dir = Path(config.output_dir)
     check_output_dir(output_dir, config.resume, [config.model_dir], resumable=True)
     if config.resume and (output_dir / RECORD).is_file():
         return finished_record(output_dir, config)
@@ -57,7 +60,7 @@ def train_compressed(config):
     for student, folder, stage in zip(students, folders, stages, strict=False):
         logger.info("training %s of %d", folder.name if folder != output_dir else len(stages), len(stages))
         results = distill(replace(settings, **stage, student_name_or_path=str(student), output_dir=str(folder)))
-    record = {"recipe": config.recipe, "weights": results["quantization"]}
+    record = {"recipe": config.recipe, "weights": results["quantization"], "settings": asdict(config)}
     if PartialState().is_main_process:
         # many times the size of what was made small
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
@@ -100,20 +103,31 @@ def children(folder):
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
+def with_whole_paths(config):
+    """The config as a later --resume compares it: however a folder is spelled, it is the same folder."""
+    model_dir = whole_path(config.model_dir) if is_local(config.model_dir) else config.model_dir
+    num_train_epochs = config.num_train_epochs or 1
+    return replace(
+        config, model_dir=model_dir, output_dir=whole_path(config.output_dir), num_train_epochs=num_train_epochs
+    )
+
+
+def whole_path(path):
+    return str(Path(path).expanduser().resolve())
+
+
 def finished_record(output_dir, config):
-    """What compression.json holds. Raises: ConfigError if it is of another recipe."""
+    """What compression.json holds. Raises: ConfigError if it was made with other settings, naming them."""
     record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
-    if record["recipe"] != config.recipe:
-        raise ConfigError(
-            f"output_dir {output_dir} was made with recipe {record['recipe']!r}, and recipe is {config.recipe!r}; "
-            "choose another folder"
-        )
+    # older ones say only the recipe
+    before = record.get("settings", {**asdict(config), "recipe": record["recipe"]})
+    check_same_settings(config, before, output_dir)
     return record
 
 
 def distill_config(config, model):
     """The `DistillConfig` of the first training."""
-    path = Path(config.model_dir).expanduser() / RUN_CONFIG
+    path = Path(config.model_dir) / RUN_CONFIG
     if not path.is_file():
         raise ConfigError(
             f"recipe is {config.recipe!r}, which trains as model_dir was trained, but {config.model_dir} holds no "
@@ -129,7 +143,7 @@ def distill_config(config, model):
         "quantize": QUANTIZE[config.recipe],
         "quantize_group_size": config.quantize_group_size,
         "noise_rate": 1.0,
-        "num_train_epochs": config.num_train_epochs or 1,
+        "num_train_epochs": config.num_train_epochs,
         "max_steps": None,
         "overwrite_output_dir": False,
         "resume": config.resume,

@@ -1,6 +1,7 @@
 """`distill --quantize` and `compress`: what is trained, what lies in the folder, and what it scores."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -337,7 +338,42 @@ def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeyp
     record = (folder / "compression.json").read_text()
     assert main([*flags, "--resume", "true"]) == 0
     assert (folder / "compression.json").read_text() == record
-    assert main([*flags, "--recipe", "qat4", "--resume", "true"]) == 2
+
+
+def test_a_finished_compression_is_resumed_with_its_own_settings_only(run, teacher_dir, tmp_path, capsys, monkeypatch):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat4"]
+    assert main(flags) == 0
+    flags += ["--resume", "true"]
+    record = (tmp_path / "small" / "compression.json").read_text()
+    for other, message in [
+        (["--recipe", "qat8"], "recipe is 'qat8', was 'qat4'"),
+        (["--model_dir", str(teacher_dir)], f"model_dir is '{teacher_dir}', was '{run()}'"),
+        (["--num_train_epochs", "2"], "num_train_epochs is 2, was 1"),
+        (["--learning_rate", "1e-3"], "learning_rate is 0.001, was None"),
+        (["--quantize_group_size", "8"], "quantize_group_size is 8, was None"),
+        (["--modules_to_not_convert", "embeddings"], "modules_to_not_convert is ['embeddings'], was None"),
+    ]:
+        assert main([*flags, *other]) == 2
+        assert f"cannot be resumed with other settings ({message})" in capsys.readouterr().err
+    monkeypatch.chdir(run().parent)
+    same = ["--model_dir", f"../{run().parent.name}/run", "--output_dir", os.path.relpath(tmp_path / "small")]
+    assert main([*flags, *same, "--num_train_epochs", "1"]) == 0
+    assert (tmp_path / "small" / "compression.json").read_text() == record
+
+
+def test_an_interrupted_compression_goes_on_however_its_folders_are_spelled(run, tmp_path, monkeypatch):
+    flags = ["compress", "--recipe", "ipq"]
+
+    def interrupted(settings):
+        distill(settings)
+        raise TrainingError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compressed_training, "distill", interrupted)
+        assert main([*flags, "--model_dir", str(run()), "--output_dir", str(tmp_path / "small")]) == 1
+    monkeypatch.chdir(tmp_path)
+    again = ["--model_dir", os.path.relpath(run()), "--output_dir", "./small", "--resume", "true"]
+    assert main([*flags, *again]) == 0
 
 
 def test_compress_to_codebooks_that_train(run, tmp_path, data_flags, monkeypatch):
