@@ -44,7 +44,7 @@ def compress(config):
         model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         if config.score:
-            scores = write_records(model_dir, folder, dict(record), count_parameters(model))
+            scores = write_records(config, folder, dict(record), count_parameters(model))
             logger.info("scores of the compressed model: %s", scores)
         return write_compression(record, folder)
 

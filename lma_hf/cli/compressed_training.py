@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 
-from lma_hf.cli.compressed_run import RECORD, write_compression
+from lma_hf.cli.compressed_run import RECORD, reading_now, write_compression
 from lma_hf.cli.distill import distill
 from lma_hf.cli.loading import load_model_dir
 from lma_hf.compression.quantization.targets import by_layer, candidates, quantizable_modules
@@ -149,6 +149,7 @@ def distill_config(config, model):
         "resume": config.resume,
         "student_name_or_path": config.model_dir,
         "output_dir": config.output_dir,
+        **reading_now(config, run),
     }
     return DistillConfig(**settings)
 

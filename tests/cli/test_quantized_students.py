@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification
 
 from lma_hf.cli import compressed_training
@@ -142,7 +143,7 @@ def test_a_packed_model_teaches_and_is_exported_like_any_other(run, compressed, 
 @pytest.mark.parametrize("more", [[], ["--recipe", "float32", "--trim_vocabulary", "true"]], ids=["int8", "trimmed"])
 def test_a_scored_model_has_the_records_of_a_run_and_can_be_pushed(run, tmp_path, data_flags, capsys, more):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--score", "true"]
-    assert main(["compress", *flags, *more, *(data_flags if more else [])]) == 0
+    assert main(["compress", *flags, *more, *(data_flags[:4] if more else [])]) == 0
     results, before = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "small", run()))
     assert results["metrics"] == scores(tmp_path / "small", data_flags)
     assert (results["num_parameters"] < before["num_parameters"]) == bool(more)
@@ -173,7 +174,7 @@ def test_compress_rounds_for_training_texts(run, tmp_path, data_flags):
 
 def test_compress_cuts_the_vocabulary_to_the_training_texts(run, tmp_path, data_flags):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--trim_vocabulary", "true"]
-    assert main(["compress", *flags, *data_flags, "--recipe", "float32"]) == 0
+    assert main(["compress", *flags, *data_flags[:4], "--recipe", "float32"]) == 0
     record = json.loads((tmp_path / "small" / "compression.json").read_text())
     assert record["vocabulary"]["tokens_after"] < record["vocabulary"]["tokens_before"]
     assert record["vocabulary"]["splits"]["validation"]["unknown_share"] == 0
@@ -218,7 +219,7 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
         (["--model_dir", "m", "--output_dir", "a", "--recipe", "float32"], "leaves the weights as they are"),
         (
             ["--model_dir", "m", "--output_dir", "a", "--task_name", "rte"],
-            "which trim_vocabulary and calibration_samples alone need",
+            "task_name is 'rte', which only trim_vocabulary or calibration_samples has use for; set that, or drop it",
         ),
         (["--model_dir", "m", "--output_dir", "a", "--resume", "true"], "recipe is 'int8', which has no resume; drop"),
         (["--model_dir", "m", "--output_dir", "a", "--recipe", "qat4", "--calibration_samples", "9"], "drop it"),
@@ -241,6 +242,66 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
     assert sorted(path.read_bytes() for path in Path(compressed).iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "d"], "which only trim_vocabulary or calibration_samples or score has use for"),
+        (["--seed", "1"], "seed is 1, which only trim_vocabulary or calibration_samples has use for"),
+        (["--max_eval_samples", "9"], "max_eval_samples is 9, which only"),
+        (["--per_device_eval_batch_size", "9"], "which only score has use for"),
+        (["--vocabulary_min_count", "2"], "vocabulary_min_count is 2, which only trim_vocabulary has use for"),
+        (["--trim_vocabulary", "true", "--task_name", "rte", "--max_length", "9"], "only calibration_samples"),
+        (["--score", "true", "--max_length", "9"], "which only calibration_samples has"),
+        (
+            ["--recipe", "float32", "--trim_vocabulary", "true", "--modules_to_not_convert", "pooler"],
+            "recipe is 'float32', which has no modules_to_not_convert; drop it",
+        ),
+        (["--recipe", "pq", "--quantize_group_size", "8"], "recipe is 'pq' without num_train_epochs, which has no"),
+        *(
+            (["--recipe", recipe, *flags], "which trains with the run's data, but ")
+            for recipe in ("qat4", "ipq")
+            for flags in (["--max_length", "9"], ["--seed", "1"], ["--text_columns", "text"], ["--task_name", "rte"])
+        ),
+    ],
+)
+def test_an_option_of_compress_without_effect_is_refused(tmp_path, capsys, flags, message):
+    assert main(["compress", "--model_dir", "m", "--output_dir", str(tmp_path / "small"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def moved(run, tmp_path, data_flags):
+    """(folder of a run whose data is not where it was, where the data is now)."""
+    shutil.copytree(run(), tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "run_config.yaml").read_text())
+    config["dataset"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "run_config.yaml").write_text(yaml.safe_dump(config))
+    return str(tmp_path / "run"), data_flags[data_flags.index("--dataset") + 1]
+
+
+@pytest.mark.parametrize("more", [["--score", "true"], ["--recipe", "qat4"]], ids=["score", "train"])
+def test_compress_is_told_where_the_data_is_now(moved, tmp_path, data_flags, capsys, more):
+    model_dir, dataset = moved
+    flags = ["compress", "--model_dir", model_dir, "--output_dir", str(tmp_path / "small"), *more]
+    assert main(flags) == 2
+    assert "gone" in capsys.readouterr().err
+    assert main([*flags, "--dataset", dataset, "--per_device_eval_batch_size", "7"]) == 0
+    results = json.loads((tmp_path / "small" / "results.json").read_text())
+    assert results["metrics"] == scores(tmp_path / "small", data_flags)
+
+
+def test_compress_scores_on_the_runs_data_though_the_vocabulary_is_cut_to_other_texts(run, tmp_path, data_flags):
+    (tmp_path / "other").mkdir()
+    rows = [{"sentence": "the film was good", "label": label} for label in ("fresh", "rotten")]
+    for split in ("train", "validation"):
+        (tmp_path / "other" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", "--text_columns", "sentence"]
+    flags += ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--dataset", str(tmp_path / "other")]
+    assert main(["compress", *flags]) == 0
+    results = json.loads((tmp_path / "small" / "results.json").read_text())
+    assert results["metrics"] == scores(tmp_path / "small", data_flags)
+
+
 def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data_flags, teacher_dir):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat2"]
     assert main(["compress", *flags, "--quantize_group_size", "8"]) == 0
@@ -259,7 +320,7 @@ def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data
 
 
 def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(run, tmp_path, data_flags, teacher_dir):
-    trim = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", *data_flags]
+    trim = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", *data_flags[:4]]
     trimmed, small = tmp_path / "trimmed", tmp_path / "small"
     assert main(["compress", "--model_dir", str(run()), "--output_dir", str(trimmed), *trim]) == 0
     assert main(["compress", "--model_dir", str(trimmed), "--output_dir", str(small), "--recipe", "qat4"]) == 0
