@@ -45,11 +45,11 @@ def train_compressed(config):
     """
     config = with_whole_paths(config)
     output_dir = Path(config.output_dir)
-    check_output_dir(output_dir, config.resume, [config.model_dir], resumable=True)
+    check_output_dir(output_dir, config.resume, [config.model_dir], resumable=True, overwritable=False)
     if config.resume and (output_dir / RECORD).is_file():
         return finished_record(output_dir, config)
     earlier = output_dir.with_name(f"{output_dir.name}-stages")
-    check_stages(earlier)
+    check_stages(earlier, config.resume)
     _, model = load_model_dir(config)
     settings, stages = distill_config(config, model), stages_of(model, config)
     # each training asks the same of the teacher, which may read other tokens than a student that was cut to a task's
@@ -69,14 +69,22 @@ def train_compressed(config):
     return record
 
 
-def check_stages(folder):
-    """Raises: OutputDirError if the folder of all trainings but the last holds what none of them has put there."""
+def check_stages(folder, resume):
+    """Raises: OutputDirError if the folder of all trainings but the last holds what none of them has put there.
+
+    Or a training that has begun, and there is none to resume.
+    """
     if folder.exists() and not folder.is_dir():
         raise OutputDirError(f"{folder}, where all trainings but the last go, is a file; choose another output_dir")
     if foreign := [path.name for path in children(folder) if not is_stage(path)]:
         raise OutputDirError(
             f"{folder}, where all trainings but the last go, holds {min(foreign)!r}, which is of none, and would "
             "be removed at the end; choose another output_dir"
+        )
+    if not resume and any((path / RUN_CONFIG).is_file() for path in children(folder)):
+        raise OutputDirError(
+            f"{folder} holds trainings of a command that was interrupted; pass --resume true to go on with it, remove "
+            "that folder, or choose another output_dir"
         )
 
 

@@ -363,7 +363,7 @@ def test_what_comes_in_while_compress_trains_stays(run, tmp_path, monkeypatch):
     assert [path.name for path in stages.iterdir()] == ["notes.txt"]
 
 
-def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch):
+def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch, capsys):
     folder, stages = tmp_path / "small", []
     flags = ["compress", "--model_dir", str(run()), "--output_dir", str(folder), "--recipe", "ipq"]
     flags += ["--noise_rate", "0.05"]
@@ -382,6 +382,10 @@ def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeyp
     assert sorted(packed_modules(first)) == sorted(
         fqn for fqn in candidates(load(run())) if "embeddings" in fqn or "layer.0" in fqn
     )
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert "small-stages holds trainings of a command that was interrupted; pass --resume true to go on" in error
+    assert "--overwrite_output_dir" not in error
     assert main([*flags, "--resume", "true"]) == 0
     # the first one is finished already
     assert [len(settings.modules_to_not_convert or "") for settings in stages] == [0, 8, 0] * 2
@@ -399,6 +403,8 @@ def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeyp
     record = (folder / "compression.json").read_text()
     assert main([*flags, "--resume", "true"]) == 0
     assert (folder / "compression.json").read_text() == record
+    assert main(flags) == 2
+    assert capsys.readouterr().err.endswith("...); choose another folder\n")
 
 
 def test_a_finished_compression_is_resumed_with_its_own_settings_only(run, teacher_dir, tmp_path, capsys, monkeypatch):
