@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from lma_hf.cli.compressed_run import check_finished_run, write_compression, write_records
+from lma_hf.cli.compressed_run import check_finished_run, earlier_steps, write_compression, write_records
 from lma_hf.cli.compressed_training import train_compressed
 from lma_hf.cli.loading import load_data, load_model_dir
 from lma_hf.cli.quantization import scheme_of, scheme_record
@@ -25,7 +25,8 @@ def compress(config):
     """Make a saved sequence classification model small.
 
     Args: config: a `CompressConfig`.
-    Returns: what compression.json holds: the recipe, what it did to tokens and weights, and the folder's size in MB.
+    Returns: what compression.json holds: the recipe, what it and those before it did to tokens and weights, and the
+        folder's size in MB.
     """
     if config.trains:
         return train_compressed(config)
@@ -35,7 +36,7 @@ def compress(config):
     with folder_to_be(Path(config.output_dir).expanduser()) as folder:
         tokenizer, model = load_model_dir(config)
         splits, task = load_data(config, with_train=True) if config.needs_texts else (None, None)
-        record = {"recipe": config.recipe}
+        record = {**earlier_steps(config.model_dir), "recipe": config.recipe}
         if config.trim_vocabulary:
             tokenizer, record["vocabulary"] = trim(model, tokenizer, splits, task, config.vocabulary_min_count)
         if config.recipe != "float32":

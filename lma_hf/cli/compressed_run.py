@@ -44,6 +44,16 @@ def write_records(config, folder, record, num_parameters):
     return results["metrics"]
 
 
+def earlier_steps(model_dir):
+    """What `compress` has done to a model before, of what compression.json is to hold."""
+    folder = Path(model_dir).expanduser()
+    files = [folder / RESULTS, folder / RECORD]
+    results, record = (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
+    # one that was fetched from the hub has no compression.json
+    record = record or results.get("compression", {})
+    return {name: record[name] for name in ("vocabulary", "weights") if name in record}
+
+
 def reading_now(config, run_config):
     """What a `CompressConfig` says of where the run's data is now and how it is read, if it says so."""
     given = {name: value for name, value in config.set_options.items() if name in READING}

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 
-from lma_hf.cli.compressed_run import RECORD, reading_now, write_compression
+from lma_hf.cli.compressed_run import RECORD, earlier_steps, reading_now, write_compression
 from lma_hf.cli.distill import distill
 from lma_hf.cli.loading import load_model_dir
 from lma_hf.compression.quantization.targets import by_layer, candidates, quantizable_modules
@@ -18,7 +18,7 @@ from lma_hf.data.sources import is_local
 from lma_hf.distillation.objective import FEATURES
 from lma_hf.errors import ConfigError, OutputDirError
 from lma_hf.modeling.swap_record_lma import NAMES_OF_ACTIVATION, NATIVE
-from lma_hf.training.checkpoint import RUN_CONFIG, check_output_dir
+from lma_hf.training.checkpoint import RESULTS, RUN_CONFIG, check_output_dir, write_json
 from lma_hf.training.config import DistillConfig
 from lma_hf.training.resume import check_same_settings
 from lma_hf.training.run_checkpoints import FOLDER as CHECKPOINTS
@@ -60,11 +60,12 @@ def train_compressed(config):
     for student, folder, stage in zip(students, folders, stages, strict=False):
         logger.info("training %s of %d", folder.name if folder != output_dir else len(stages), len(stages))
         results = distill(replace(settings, **stage, student_name_or_path=str(student), output_dir=str(folder)))
-    record = {"recipe": config.recipe, "weights": results["quantization"], "settings": asdict(config)}
+    record = {**earlier_steps(config.model_dir), "recipe": config.recipe, "weights": results["quantization"]}
     if PartialState().is_main_process:
         # many times the size of what was made small
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
-        record = write_compression(record, output_dir)
+        write_json({**results, "compression": record}, output_dir / RESULTS)
+        record = write_compression({**record, "settings": asdict(config)}, output_dir)
         remove_stages(earlier)
     return record
 

@@ -319,16 +319,36 @@ def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data
     assert losses(tmp_path / "again") == losses(tmp_path / "small")
 
 
-def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(run, tmp_path, data_flags, teacher_dir):
+@pytest.fixture(scope="module")
+def trimmed(run, tmp_path_factory, data_flags):
+    folder = tmp_path_factory.mktemp("trimmed") / "run"
     trim = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", *data_flags[:4]]
-    trimmed, small = tmp_path / "trimmed", tmp_path / "small"
-    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(trimmed), *trim]) == 0
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(folder), *trim]) == 0
+    return folder
+
+
+def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(trimmed, tmp_path, data_flags, teacher_dir):
+    small = tmp_path / "small"
     assert main(["compress", "--model_dir", str(trimmed), "--output_dir", str(small), "--recipe", "qat4"]) == 0
     tokens = [len(load(folder).get_input_embeddings().weight) for folder in (teacher_dir, trimmed)]
     assert tokens[0] > tokens[1]
     assert packed_modules(load(small))["bert.embeddings.word_embeddings"].num_embeddings == tokens[1]
     assert scores(small, data_flags)["validation"]["accuracy"] >= 0.9
     assert not (tmp_path / "small-stages").exists()
+
+
+@pytest.mark.parametrize("more", [["--recipe", "pq", "--score", "true"], ["--recipe", "qat4"]], ids=["pq", "qat4"])
+def test_the_second_of_two_compressions_says_what_the_first_has_done(trimmed, tmp_path, more):
+    small = tmp_path / "small"
+    assert main(["compress", "--model_dir", str(trimmed), "--output_dir", str(small), *more]) == 0
+    records = [json.loads((small / name).read_text()) for name in ("compression.json", "results.json")]
+    records[1] = records[1]["compression"]
+    first = json.loads((trimmed / "compression.json").read_text())
+    for record in records:
+        assert (record["recipe"], record["vocabulary"]) == (more[1], first["vocabulary"])
+        assert len(record["weights"]["modules"]) > 6
+    push = ["push", "--model_dir", str(small), "--repo_id", "me/small", "--dry_run", "true"]
+    assert main(push) == 0
 
 
 def test_compress_removes_only_what_it_put_there(run, tmp_path, capsys):
