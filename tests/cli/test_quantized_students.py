@@ -14,6 +14,7 @@ from lma_hf.cli import compressed_training
 from lma_hf.cli.__main__ import main
 from lma_hf.cli.distill import distill
 from lma_hf.cli.evaluate import evaluate
+from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.quantization.targets import candidates
 from lma_hf.errors import TrainingError
@@ -63,7 +64,9 @@ def test_the_folder_holds_what_was_trained_and_scored(run, data_flags, flags):
     assert results["metrics"]["validation"]["accuracy"] >= 0.9
     assert scores(folder, data_flags) == results["metrics"]
     assert sorted(packed_modules(load(folder))) == sorted(results["quantization"]["modules"])
-    assert results["size_mb"] < 0.4 * json.loads((run() / "results.json").read_text())["size_mb"]
+    plain = json.loads((run() / "results.json").read_text())
+    assert results["size_mb"] < 0.4 * plain["size_mb"]
+    assert results["num_parameters"] == count_parameters(load(folder)) == plain["num_parameters"]
 
 
 def test_without_noise_it_is_plain_distillation_packed_at_the_end(run):
