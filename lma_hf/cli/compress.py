@@ -8,7 +8,7 @@ from datasets import DatasetDict
 
 from lma_hf.cli.compressed_run import check_finished_run, earlier_steps, write_compression, write_records
 from lma_hf.cli.compressed_training import train_compressed
-from lma_hf.cli.loading import load_data, load_model_dir
+from lma_hf.cli.loading import check_max_length, load_data, load_model_dir
 from lma_hf.cli.quantization import scheme_of, scheme_record
 from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
@@ -35,6 +35,8 @@ def compress(config):
         check_finished_run(model_dir)
     with folder_to_be(Path(config.output_dir).expanduser()) as folder:
         tokenizer, model = load_model_dir(config)
+        if config.calibration_samples is not None:
+            check_max_length(config, model)
         splits, task = load_data(config, with_train=True) if config.needs_texts else (None, None)
         record = {**earlier_steps(config.model_dir), "recipe": config.recipe}
         if config.trim_vocabulary:

@@ -175,6 +175,14 @@ def test_compress_rounds_for_training_texts(run, tmp_path, data_flags):
     assert scores(tmp_path / "calibrated", data_flags)["validation"]["accuracy"] >= 0.8
 
 
+def test_calibration_texts_may_be_as_long_as_the_model_has_positions(run, tmp_path, data_flags, capsys):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), *data_flags]
+    assert main([*flags, "--calibration_samples", "9", "--max_length", "65"]) == 2
+    assert "max_length is 65, the model allows at most 64" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+    assert main([*flags, "--calibration_samples", "9", "--max_length", "64"]) == 0
+
+
 def test_compress_cuts_the_vocabulary_to_the_training_texts(run, tmp_path, data_flags):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--trim_vocabulary", "true"]
     assert main(["compress", *flags, *data_flags[:4], "--recipe", "float32"]) == 0
