@@ -1,6 +1,7 @@
 """`lma-hf compress`: a saved model with weights of few bits, packed, and with the tokens alone that a task has."""
 
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.data.collate import make_dataloader, tokenize_splits
+from lma_hf.errors import ConfigError
 from lma_hf.export.folder import folder_to_be
 from lma_hf.training.checkpoint import save_tokenizer
 
@@ -30,6 +32,8 @@ def compress(config):
     """
     if config.trains:
         return train_compressed(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"recipe is {config.recipe!r}, which runs on one process; start it without a launcher")
     model_dir = Path(config.model_dir).expanduser()
     if config.score:
         check_finished_run(model_dir)

@@ -22,6 +22,7 @@ from lma_hf.training.checkpoint import RESULTS, RUN_CONFIG, check_output_dir, wr
 from lma_hf.training.config import DistillConfig
 from lma_hf.training.resume import check_same_settings
 from lma_hf.training.run_checkpoints import FOLDER as CHECKPOINTS
+from lma_hf.training.run_checkpoints import disk_errors_are_ours
 
 logger = logging.getLogger(__name__)
 QUANTIZE = {"qat8": "int8", "qat4": "int4", "qat2": "int2", "pq": "pq", "ipq": "pq"}
@@ -64,8 +65,9 @@ def train_compressed(config):
     if PartialState().is_main_process:
         # many times the size of what was made small
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
-        write_json({**results, "compression": record}, output_dir / RESULTS)
-        record = write_compression({**record, "settings": asdict(config)}, output_dir)
+        with disk_errors_are_ours(output_dir):
+            write_json({**results, "compression": record}, output_dir / RESULTS)
+            record = write_compression({**record, "settings": asdict(config)}, output_dir)
         remove_stages(earlier)
     return record
 

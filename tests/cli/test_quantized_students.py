@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification
 
 from lma_hf.cli import compressed_training
@@ -173,6 +174,30 @@ def test_compress_rounds_for_training_texts(run, tmp_path, data_flags):
     # single weights are further off, so that outputs are closer
     assert records[1]["sqnr_db"] < records[0]["sqnr_db"]
     assert scores(tmp_path / "calibrated", data_flags)["validation"]["accuracy"] >= 0.8
+
+
+def test_compress_does_not_replace_the_current_folder(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", "."]) == 2
+    assert "output_dir . is the current folder, which cannot be replaced" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_of_compress(run, tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small")]) == 2
+    assert "small cannot be written: I/O error: No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_are_for_recipes_that_train(run, tmp_path, capsys, monkeypatch):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(flags) == 2
+    assert "recipe is 'int8', which runs on one process" in capsys.readouterr().err
 
 
 def test_calibration_texts_may_be_as_long_as_the_model_has_positions(run, tmp_path, data_flags, capsys):
