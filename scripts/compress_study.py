@@ -4,8 +4,9 @@ python scripts/compress_study.py --study_dir results/three_layers --dataset ../s
 
 A row of compressed.csv in output_dir for each student and way: the folder's size by `du`, and the score on validation
 rows by `lma-hf evaluate`. compressed.md has their means over seeds, and the share of the tasks' average that is left,
-with its 95 % t interval over seeds, of the tasks and seeds that are there for every way. What is there already is not
-done again, so the same command goes on after an interruption, and several may run side by side on different --cells.
+with its 95 % t interval over seeds, of the tasks and seeds that are there for every way; for each student and
+activation, where there are several. What is there already is not done again, so the same command goes on after an
+interruption, and several may run side by side on different --cells.
 """
 
 import argparse
@@ -39,6 +40,7 @@ WAYS = {
     "trimmed-ipq": ["--recipe", "ipq", "--resume", "true"],
     "trimmed-noise-pq": [*["--recipe", "pq", "--noise_rate", "0.1", "--num_train_epochs", "2"], *CODEBOOKS],
 }
+RECORD = "compression.json"
 READ_TEXTS = ("int8-calibrated", "int4-calibrated", "trimmed")
 COLUMNS = ("task", "student", "activation", "seed", "way", "folder_kb", "metric", "score")
 
@@ -52,11 +54,24 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--vocabulary_min_count", default="1", help="how often a token occurs that `trimmed` keeps")
     args = parser.parse_args()
-    for cell in read_results(args.study_dir):
-        if fnmatchcase(cell.name, args.cells):
-            for way in args.ways:
-                measure(cell, way, args)
+    cells = [cell for cell in read_results(args.study_dir) if fnmatchcase(cell.name, args.cells)]
+    # in this order, since some start from what others leave
+    ways = [way for way in WAYS if way in args.ways]
+    check_sources(cells, ways, args.output_dir)
+    for cell in cells:
+        for way in ways:
+            measure(cell, way, args)
     write_table(args.output_dir)
+
+
+def check_sources(cells, ways, output_dir):
+    """End with one line if a way starts from what `trimmed` leaves, and that is not there."""
+    if "trimmed" in ways:
+        return
+    for way in (way for way in ways if way.startswith("trimmed-")):
+        for folder in (output_dir / cell.name for cell in cells):
+            if not (folder / "trimmed" / RECORD).is_file() and not (folder / f"{way}.json").is_file():
+                sys.exit(f"--ways names {way}, which starts from {folder / 'trimmed'}; add trimmed to --ways")
 
 
 def measure(cell, way, args):
@@ -68,7 +83,7 @@ def measure(cell, way, args):
         return
     if way == "float32":
         folder = cell.folder
-    elif not (folder / "compression.json").is_file():
+    elif not (folder / RECORD).is_file():
         source = cell.folder if not way.startswith("trimmed-") else folder.with_name("trimmed")
         texts = data if way in READ_TEXTS else []
         if way == "trimmed":
@@ -95,6 +110,8 @@ def write_table(output_dir):
     """All rows that are there, by task, student, seed and way."""
     files = [file for way in WAYS for file in output_dir.rglob(f"seed-*/{way}.json")]
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if not rows:
+        sys.exit(f"{output_dir} has no rows, and no finished cell of --study_dir is named as --cells says; correct it")
     order = list(WAYS)
     rows.sort(key=lambda row: (row["task"], row["student"], row["activation"], row["seed"], order.index(row["way"])))
     with open(output_dir / "compressed.csv", "w", encoding="utf-8", newline="") as file:
@@ -105,16 +122,42 @@ def write_table(output_dir):
 
 
 def summary(rows):
-    """A line of Markdown for each way."""
-    scores = rows.pivot_table(index=["task", "seed"], columns="way", values="score").dropna() * 100
+    """A line of Markdown for each way; for each student and activation, where there are several."""
+    groups = dict(list(rows.groupby(["student", "activation"])))
+    scores = {key: scores_by_way(group, key) for key, group in groups.items()}
+    tasks = sorted({task for each in scores.values() for task in each.index.unique("task")})
+    names = ["student", "activation"] if len(groups) > 1 else []
+    head = [*names, "way", "folder MB", *tasks, "share %"]
+    lines, seeds = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"], []
+    for key, group in groups.items():
+        named = key if names else ()
+        entries, number = entries_of(group, scores[key], tasks)
+        lines += [f"| {' | '.join((*named, *entry))} |" for entry in entries]
+        seeds.append(": ".join(filter(None, [" ".join(named), number])))
+    return "\n".join([*lines, "", *seeds, ""])
+
+
+def scores_by_way(rows, key):
+    """Scores x 100 of one student and activation, by way, of the tasks and seeds that are there for every way."""
+    if "float32" not in set(rows["way"]):
+        sys.exit(f"{' '.join(key)} has no row of float32, of which the others are a share; add float32 to --ways")
+    return rows.pivot_table(index=["task", "seed"], columns="way", values="score").dropna() * 100
+
+
+def entries_of(rows, scores, tasks):
+    """(cells of a line for each way, how many seeds are in the shares) of one student and activation."""
     sizes = rows.groupby("way")["folder_kb"].mean() * 1024 / 1e6
-    tasks = scores.index.unique("task")
-    averages = scores.groupby("seed").filter(lambda of_seed: len(of_seed) == len(tasks)).groupby("seed").mean()
-    lines = [f"| way | folder MB | {' | '.join(tasks)} | share % |", "|---" * (len(tasks) + 3) + "|"]
+    own_tasks = scores.index.unique("task")
+    averages = scores.groupby("seed").filter(lambda of_seed: len(of_seed) == len(own_tasks)).groupby("seed").mean()
+    entries = []
     for way in (way for way in WAYS if way in scores):
-        means = " | ".join(f"{mean:.2f}" for mean in scores[way].groupby("task").mean())
-        lines.append(f"| {way} | {sizes[way]:.1f} | {means} | {share(averages[way] / averages['float32'])} |")
-    return "\n".join([*lines, "", f"{len(averages)} seeds", ""])
+        means = scores[way].groupby("task").mean()
+        of_tasks = [f"{means[task]:.2f}" if task in means else "-" for task in tasks]
+        left = share(averages[way] / averages["float32"]) if len(averages) else "-"
+        entries.append((way, f"{sizes[way]:.1f}", *of_tasks, left))
+    if averages.empty:
+        return entries, "no seed is there for every task and way, so there is no share"
+    return entries, f"{len(averages)} seeds"
 
 
 def share(of_seeds):

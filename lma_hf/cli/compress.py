@@ -1,19 +1,21 @@
 """`lma-hf compress`: a saved model with weights of few bits, packed, and with the tokens alone that a task has."""
 
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 from datasets import DatasetDict
 
-from lma_hf.cli.compressed_run import check_finished_run, write_compression, write_records
+from lma_hf.cli.compressed_run import check_finished_run, earlier_steps, write_compression, write_records
 from lma_hf.cli.compressed_training import train_compressed
-from lma_hf.cli.loading import load_data, load_model_dir
+from lma_hf.cli.loading import check_max_length, load_data, load_model_dir
 from lma_hf.cli.quantization import scheme_of, scheme_record
 from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.vocabulary import trim_vocabulary_, unknown_report
 from lma_hf.data.collate import make_dataloader, tokenize_splits
+from lma_hf.errors import ConfigError
 from lma_hf.export.folder import folder_to_be
 from lma_hf.training.checkpoint import save_tokenizer
 
@@ -25,17 +27,22 @@ def compress(config):
     """Make a saved sequence classification model small.
 
     Args: config: a `CompressConfig`.
-    Returns: what compression.json holds: the recipe, what it did to tokens and weights, and the folder's size in MB.
+    Returns: what compression.json holds: the recipe, what it and those before it did to tokens and weights, and the
+        folder's size in MB.
     """
     if config.trains:
         return train_compressed(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"recipe is {config.recipe!r}, which runs on one process; start it without a launcher")
     model_dir = Path(config.model_dir).expanduser()
     if config.score:
         check_finished_run(model_dir)
     with folder_to_be(Path(config.output_dir).expanduser()) as folder:
         tokenizer, model = load_model_dir(config)
+        if config.calibration_samples is not None:
+            check_max_length(config, model)
         splits, task = load_data(config, with_train=True) if config.needs_texts else (None, None)
-        record = {"recipe": config.recipe}
+        record = {**earlier_steps(config.model_dir), "recipe": config.recipe}
         if config.trim_vocabulary:
             tokenizer, record["vocabulary"] = trim(model, tokenizer, splits, task, config.vocabulary_min_count)
         if config.recipe != "float32":
@@ -44,7 +51,7 @@ def compress(config):
         model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         if config.score:
-            scores = write_records(model_dir, folder, dict(record), count_parameters(model))
+            scores = write_records(config, folder, dict(record), count_parameters(model))
             logger.info("scores of the compressed model: %s", scores)
         return write_compression(record, folder)
 

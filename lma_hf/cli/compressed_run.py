@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import fields
+from pathlib import Path
 
 import yaml
 
@@ -10,7 +10,8 @@ from lma_hf.cli.evaluate import score_saved_model
 from lma_hf.compare.profiling import folder_size_mb
 from lma_hf.errors import ConfigError
 from lma_hf.training.checkpoint import METRICS, RESULTS, RUN_CONFIG, write_json
-from lma_hf.training.config import DataConfig, EvaluateConfig
+from lma_hf.training.compress_config import DATA, READING
+from lma_hf.training.config import EvaluateConfig
 
 RECORD = "compression.json"
 COPIED = (METRICS, RUN_CONFIG, "environment.json")
@@ -23,15 +24,17 @@ def check_finished_run(model_dir):
             raise ConfigError(f"score is true, but {model_dir} holds no {name} of a finished run; drop score")
 
 
-def write_records(model_dir, folder, record, num_parameters):
+def write_records(config, folder, record, num_parameters):
     """Score the compressed model in `folder` on the run's validation data, and write the run's records beside it.
 
-    Args: record: what compression.json is to hold. num_parameters: of the compressed model.
+    Args: config: the `CompressConfig`. record: what compression.json is to hold. num_parameters: of the compressed
+        model.
     Returns: split -> metric -> value in [-1, 1].
     """
+    model_dir = Path(config.model_dir).expanduser()
     run_config = yaml.safe_load((model_dir / RUN_CONFIG).read_text(encoding="utf-8"))
-    names = [*(field.name for field in fields(DataConfig)), "mixed_precision"]
-    data = {name: run_config[name] for name in names if name in run_config}
+    data = {name: run_config[name] for name in (*DATA, "mixed_precision") if name in run_config}
+    data |= reading_now(config, run_config)
     results = json.loads((model_dir / RESULTS).read_text(encoding="utf-8"))
     results["metrics"] = score_saved_model(EvaluateConfig(model_dir=str(folder), **data))
     results |= {"num_parameters": num_parameters, "size_mb": folder_size_mb(folder), "compression": record}
@@ -39,6 +42,26 @@ def write_records(model_dir, folder, record, num_parameters):
     for name in COPIED:
         shutil.copyfile(model_dir / name, folder / name)
     return results["metrics"]
+
+
+def earlier_steps(model_dir):
+    """What `compress` has done to a model before, of what compression.json is to hold."""
+    folder = Path(model_dir).expanduser()
+    files = [folder / RESULTS, folder / RECORD]
+    results, record = (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
+    # one that was fetched from the hub has no compression.json
+    record = record or results.get("compression", {})
+    return {name: record[name] for name in ("vocabulary", "weights") if name in record}
+
+
+def reading_now(config, run_config):
+    """What a `CompressConfig` says of where the run's data is now and how it is read, if it says so."""
+    given = {name: value for name, value in config.set_options.items() if name in READING}
+    same_task = all(getattr(config, name) == run_config.get(name) for name in ("task_name", "text_columns"))
+    if config.needs_texts and not same_task:
+        # the vocabulary is cut to other texts than the run's
+        given.pop("dataset", None)
+    return given
 
 
 def write_compression(record, folder):

@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from lma_hf.compression.quantization.codebooks import FixedCodes
+from lma_hf.compression.quantization.fake_quantize import prepared_steps
 from lma_hf.errors import ConfigError, DataError
 from lma_hf.modeling.quantizer_lma import packed_modules
 from lma_hf.surgery.eval_mode import eval_mode
@@ -27,8 +29,13 @@ MIN_TABLE_WIDTH = 100
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, frozen and packed ones included; a tensor that several modules share counts once."""
+    """Number of parameters, frozen and packed ones included; a tensor that several modules share counts once.
+
+    Codebooks, packed or in training, count as the weights that they stand for.
+    """
     packed = sum(module.num_weights for module in packed_modules(model).values())
+    steps = [(step, codebook) for step, codebook in prepared_steps(model).values() if isinstance(step, FixedCodes)]
+    packed += sum(len(step.codes) * step.row_length - codebook.numel() for step, codebook in steps)
     return packed + sum(parameter.numel() for parameter in model.parameters())
 
 

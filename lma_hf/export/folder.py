@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from lma_hf.errors import ConfigError, ExportError, OutputDirError
 from lma_hf.export import verify
@@ -89,6 +90,9 @@ def check_output_dir(path):
     """Raises: OutputDirError if an export cannot go there: only a folder that is empty or missing is taken."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise OutputDirError(f"output_dir {path} exists and is no empty folder; choose another folder")
+    if path.exists() and path.samefile(os.curdir):
+        # what is put in its place would be another one than the one that the shell is in
+        raise OutputDirError(f"output_dir {path} is the current folder, which cannot be replaced; choose another")
 
 
 @contextlib.contextmanager
@@ -105,7 +109,7 @@ def folder_to_be(path):
         yield temporary
         # replaces an empty folder and nothing else
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputDirError(f"output_dir {path} cannot be written: {error}; choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -162,15 +162,17 @@ def _quantization(record):
 def _compression(record):
     if record is None:
         return ""
-    steps = []
+    steps, weights = [], record.get("weights")
     if cut := record.get("vocabulary"):
         steps.append(f"its vocabulary was cut from {cut['tokens_before']:,} to {cut['tokens_after']:,} tokens")
-    if weights := record.get("weights"):
+    # weights that were quantized in training are told with it, and all else came before
+    trained = weights is not None and "noise_rate" in weights
+    if weights and not trained:
         count = weights["calibration_samples"]
         how = "to the nearest level" if count is None else f"for {count:,} training rows (GPTQ)"
         to = f"rounded to {weights['bits']} bits, {how}" if weights["method"] == "scalar" else "product-quantized"
         steps.append(f"the weights of {len(weights['modules'])} modules were {to}")
-    return f" Afterwards, with `lma-hf compress`, {listing(steps)}."
+    return f" {'Before that' if trained else 'Afterwards'}, with `lma-hf compress`, {listing(steps)}." if steps else ""
 
 
 def _optimisation(facts):

@@ -14,12 +14,13 @@ METRICS = "metrics.jsonl"
 DELTA = "delta"
 
 
-def check_output_dir(output_dir, overwrite, inputs=(), resumable=False):
+def check_output_dir(output_dir, overwrite, inputs=(), resumable=False, overwritable=True):
     """Raises: OutputDirError if the folder holds anything that may not be overwritten, or cannot be a folder.
 
     Even with `overwrite` only a folder with a run's records is given up, and none that holds an input of this run.
 
     Args: inputs: paths, or names that may be paths, that the run reads. resumable: --resume is a way out.
+        overwritable: --overwrite_output_dir is one.
     """
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
@@ -29,11 +30,11 @@ def check_output_dir(output_dir, overwrite, inputs=(), resumable=False):
         return
     if not overwrite:
         unfinished = resumable and (path / RUN_CONFIG).is_file() and not (path / RESULTS).is_file()
-        resume = ", pass --resume true to go on with it," if unfinished else ""
-        raise OutputDirError(
-            f"output_dir {path} holds another run ({min(contents).name} ...); choose another folder{resume} or pass "
-            "--overwrite_output_dir true"
-        )
+        ways = ["choose another folder"]
+        ways += ["pass --resume true to go on with it"] if unfinished else []
+        ways += ["pass --overwrite_output_dir true"] if overwritable else []
+        advice = " or ".join(filter(None, (", ".join(ways[:-1]), ways[-1])))
+        raise OutputDirError(f"output_dir {path} holds another run ({min(contents).name} ...); {advice}")
     if not any((path / name).is_file() for name in (RUN_CONFIG, RESULTS)):
         raise OutputDirError(f"output_dir {path} holds files but no run ({RUN_CONFIG}); choose another folder")
     for used in (Path.cwd(), *map(Path, inputs)):

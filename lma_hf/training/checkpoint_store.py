@@ -80,8 +80,7 @@ class CheckpointStore:
             logger.warning("checkpoint %s is damaged (%s); using the one before it", self._path(step), reason)
         if self.steps():
             raise OutputDirError(
-                f"all checkpoints in {self.folder} are damaged; pass --overwrite_output_dir true without --resume to "
-                "start again"
+                f"all checkpoints in {self.folder} are damaged; remove that folder, and --resume true starts again"
             )
         return None
 

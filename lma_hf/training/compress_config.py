@@ -1,13 +1,25 @@
 """What `lma-hf compress` can be told."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from lma_hf.errors import ConfigError
 from lma_hf.training.config import DataConfig
 from lma_hf.training.options import check_positive, option
 
-UNTRAINED = ("calibration_samples", "trim_vocabulary")  # options of `compress` that are for a model as it is
+ROUNDING, ROUNDING_IN_TRAINING = ("int8", "int4", "int2"), ("qat8", "qat4", "qat2")
+TEXTS = ("trim_vocabulary", "calibration_samples")
+DATA = tuple(field.name for field in fields(DataConfig))
+# where the data of a run is, and how it is read: a command on a run's own data may say it anew
+READING = ("dataset", "per_device_eval_batch_size")
+# what an option about data is for, besides recipes that train
+FOR = {
+    **dict.fromkeys(DATA, TEXTS),
+    "dataset": (*TEXTS, "score"),
+    "per_device_eval_batch_size": ("score",),
+    "max_length": ("calibration_samples",),
+    "vocabulary_min_count": ("trim_vocabulary",),
+}
 
 
 @dataclass(kw_only=True)
@@ -48,38 +60,53 @@ class CompressConfig(DataConfig):
 
     def __post_init__(self):
         check_positive(self, "quantize_group_size", "vocabulary_min_count", "calibration_samples")
-        check_positive(self, "num_train_epochs", "learning_rate")
+        check_positive(self, "num_train_epochs", "learning_rate", "per_device_eval_batch_size")
         if self.noise_rate is not None and not 0 < self.noise_rate < 1:
             raise ConfigError(f"noise_rate is {self.noise_rate}, allowed are numbers between 0 and 1")
-        self._check_recipe()
+        self._check_effects()
         if self.needs_texts:
             super().__post_init__()
-        elif named := self.task_name or self.text_columns:
-            raise ConfigError(
-                f"{named!r} names texts, which trim_vocabulary and calibration_samples alone need; set one, or drop it"
-            )
-
-    def _check_recipe(self):
-        without = {
-            "pq": ("quantize_group_size", "calibration_samples"),
-            "ipq": ("quantize_group_size",),
-            "float32": ("quantize_group_size", "calibration_samples"),
-        }.get(self.recipe, ())
-        without += UNTRAINED if self.trains else ("num_train_epochs", "learning_rate", "resume")
-        if self.recipe not in ("pq", "ipq") or not self.trains:
-            without += ("noise_rate",)
-        if wrong := [key for key in without if getattr(self, key)]:
-            way = {"pq": " that trains" if self.trains else " without num_train_epochs"}.get(self.recipe, "")
-            raise ConfigError(f"recipe is {self.recipe!r}{way}, which has no {wrong[0]}; drop it")
         if self.recipe == "float32" and not self.trim_vocabulary:
             raise ConfigError(
                 "recipe is 'float32', which leaves the weights as they are; it goes with trim_vocabulary alone"
             )
 
+    def _check_effects(self):
+        """Raises: ConfigError if an option is set that would have no effect."""
+        effects = {
+            "quantize_group_size": self.recipe in (*ROUNDING, *ROUNDING_IN_TRAINING),
+            "calibration_samples": self.recipe in ROUNDING,
+            "modules_to_not_convert": self.recipe != "float32",
+            "trim_vocabulary": not self.trains,
+            **dict.fromkeys(("num_train_epochs", "learning_rate", "resume"), self.trains),
+            "noise_rate": self.trains and self.recipe in ("pq", "ipq"),
+            **{name: any(getattr(self, other) for other in others) for name, others in FOR.items()},
+        }
+        if self.trains:
+            effects |= dict.fromkeys(READING, True)
+        for name in self.set_options:
+            if not effects.get(name, True):
+                raise ConfigError(self._no_effect(name))
+
+    def _no_effect(self, name):
+        value = getattr(self, name)
+        if name not in FOR:
+            way = {"pq": " that trains" if self.trains else " without num_train_epochs"}.get(self.recipe, "")
+            return f"recipe is {self.recipe!r}{way}, which has no {name}; drop it"
+        if self.trains:
+            return f"recipe is {self.recipe!r}, which trains with the run's data, but {name} is {value!r}; drop it"
+        return f"{name} is {value!r}, which only {' or '.join(FOR[name])} has use for; set that, or drop it"
+
+    @property
+    def set_options(self):
+        """Name -> value of every option that is not as it is by default."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
     @property
     def trains(self):
         """Whether the model is trained on."""
-        return self.recipe in ("qat8", "qat4", "qat2", "ipq") or (self.recipe == "pq" and bool(self.num_train_epochs))
+        return self.recipe in (*ROUNDING_IN_TRAINING, "ipq") or (self.recipe == "pq" and bool(self.num_train_epochs))
 
     @property
     def needs_texts(self):

@@ -38,23 +38,28 @@ def read_results(output_dir):
 
 
 def check_same_config(config, file):
-    """Raises: ConfigError naming what differs between a config and the run_config.yaml of the interrupted run.
-
-    An option that the file lacks had its default, for example because it is newer than the file.
-    """
+    """Raises: ConfigError naming what differs between a config and the run_config.yaml of the interrupted run."""
     try:
         before = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OutputDirError(f"{file} cannot be read: {' '.join(str(error).split())}; use another folder") from error
+    check_same_settings(config, before or {}, Path(file).parent)
+
+
+def check_same_settings(config, before, output_dir):
+    """Raises: ConfigError naming what differs between a config and the options of the run in a folder, as a dict.
+
+    An option that `before` lacks had its default, for example because it is newer than the run.
+    """
     now = dataclasses.asdict(config)
     defaults = {field.name: _default(field) for field in dataclasses.fields(config)}
-    before = {**defaults, **(before or {})}
+    before = {**defaults, **before}
     differing = [
         f"{name} is {now.get(name)!r}, was {before.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
         if name not in MAY_DIFFER and before.get(name) != now.get(name)
     ]
-    _refuse(differing, Path(file).parent)
+    _refuse(differing, output_dir)
 
 
 def check_same_run(now, before, output_dir):

@@ -1,16 +1,21 @@
 """`distill --quantize` and `compress`: what is trained, what lies in the folder, and what it scores."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification
 
 from lma_hf.cli import compressed_training
 from lma_hf.cli.__main__ import main
 from lma_hf.cli.distill import distill
 from lma_hf.cli.evaluate import evaluate
+from lma_hf.compare.profiling import count_parameters
 from lma_hf.compression.quantization.pack import quantize_
 from lma_hf.compression.quantization.targets import candidates
 from lma_hf.errors import TrainingError
@@ -60,7 +65,9 @@ def test_the_folder_holds_what_was_trained_and_scored(run, data_flags, flags):
     assert results["metrics"]["validation"]["accuracy"] >= 0.9
     assert scores(folder, data_flags) == results["metrics"]
     assert sorted(packed_modules(load(folder))) == sorted(results["quantization"]["modules"])
-    assert results["size_mb"] < 0.4 * json.loads((run() / "results.json").read_text())["size_mb"]
+    plain = json.loads((run() / "results.json").read_text())
+    assert results["size_mb"] < 0.4 * plain["size_mb"]
+    assert results["num_parameters"] == count_parameters(load(folder)) == plain["num_parameters"]
 
 
 def test_without_noise_it_is_plain_distillation_packed_at_the_end(run):
@@ -140,7 +147,7 @@ def test_a_packed_model_teaches_and_is_exported_like_any_other(run, compressed, 
 @pytest.mark.parametrize("more", [[], ["--recipe", "float32", "--trim_vocabulary", "true"]], ids=["int8", "trimmed"])
 def test_a_scored_model_has_the_records_of_a_run_and_can_be_pushed(run, tmp_path, data_flags, capsys, more):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--score", "true"]
-    assert main(["compress", *flags, *more, *(data_flags if more else [])]) == 0
+    assert main(["compress", *flags, *more, *(data_flags[:4] if more else [])]) == 0
     results, before = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "small", run()))
     assert results["metrics"] == scores(tmp_path / "small", data_flags)
     assert (results["num_parameters"] < before["num_parameters"]) == bool(more)
@@ -169,9 +176,41 @@ def test_compress_rounds_for_training_texts(run, tmp_path, data_flags):
     assert scores(tmp_path / "calibrated", data_flags)["validation"]["accuracy"] >= 0.8
 
 
+def test_compress_does_not_replace_the_current_folder(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", "."]) == 2
+    assert "output_dir . is the current folder, which cannot be replaced" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_of_compress(run, tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small")]) == 2
+    assert "small cannot be written: I/O error: No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_are_for_recipes_that_train(run, tmp_path, capsys, monkeypatch):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(flags) == 2
+    assert "recipe is 'int8', which runs on one process" in capsys.readouterr().err
+
+
+def test_calibration_texts_may_be_as_long_as_the_model_has_positions(run, tmp_path, data_flags, capsys):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), *data_flags]
+    assert main([*flags, "--calibration_samples", "9", "--max_length", "65"]) == 2
+    assert "max_length is 65, the model allows at most 64" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+    assert main([*flags, "--calibration_samples", "9", "--max_length", "64"]) == 0
+
+
 def test_compress_cuts_the_vocabulary_to_the_training_texts(run, tmp_path, data_flags):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--trim_vocabulary", "true"]
-    assert main(["compress", *flags, *data_flags, "--recipe", "float32"]) == 0
+    assert main(["compress", *flags, *data_flags[:4], "--recipe", "float32"]) == 0
     record = json.loads((tmp_path / "small" / "compression.json").read_text())
     assert record["vocabulary"]["tokens_after"] < record["vocabulary"]["tokens_before"]
     assert record["vocabulary"]["splits"]["validation"]["unknown_share"] == 0
@@ -216,7 +255,7 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
         (["--model_dir", "m", "--output_dir", "a", "--recipe", "float32"], "leaves the weights as they are"),
         (
             ["--model_dir", "m", "--output_dir", "a", "--task_name", "rte"],
-            "which trim_vocabulary and calibration_samples alone need",
+            "task_name is 'rte', which only trim_vocabulary or calibration_samples has use for; set that, or drop it",
         ),
         (["--model_dir", "m", "--output_dir", "a", "--resume", "true"], "recipe is 'int8', which has no resume; drop"),
         (["--model_dir", "m", "--output_dir", "a", "--recipe", "qat4", "--calibration_samples", "9"], "drop it"),
@@ -239,6 +278,66 @@ def test_misuse_of_compress_is_one_line_and_leaves_what_is_there(tmp_path, run, 
     assert sorted(path.read_bytes() for path in Path(compressed).iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "d"], "which only trim_vocabulary or calibration_samples or score has use for"),
+        (["--seed", "1"], "seed is 1, which only trim_vocabulary or calibration_samples has use for"),
+        (["--max_eval_samples", "9"], "max_eval_samples is 9, which only"),
+        (["--per_device_eval_batch_size", "9"], "which only score has use for"),
+        (["--vocabulary_min_count", "2"], "vocabulary_min_count is 2, which only trim_vocabulary has use for"),
+        (["--trim_vocabulary", "true", "--task_name", "rte", "--max_length", "9"], "only calibration_samples"),
+        (["--score", "true", "--max_length", "9"], "which only calibration_samples has"),
+        (
+            ["--recipe", "float32", "--trim_vocabulary", "true", "--modules_to_not_convert", "pooler"],
+            "recipe is 'float32', which has no modules_to_not_convert; drop it",
+        ),
+        (["--recipe", "pq", "--quantize_group_size", "8"], "recipe is 'pq' without num_train_epochs, which has no"),
+        *(
+            (["--recipe", recipe, *flags], "which trains with the run's data, but ")
+            for recipe in ("qat4", "ipq")
+            for flags in (["--max_length", "9"], ["--seed", "1"], ["--text_columns", "text"], ["--task_name", "rte"])
+        ),
+    ],
+)
+def test_an_option_of_compress_without_effect_is_refused(tmp_path, capsys, flags, message):
+    assert main(["compress", "--model_dir", "m", "--output_dir", str(tmp_path / "small"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def moved(run, tmp_path, data_flags):
+    """(folder of a run whose data is not where it was, where the data is now)."""
+    shutil.copytree(run(), tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "run_config.yaml").read_text())
+    config["dataset"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "run_config.yaml").write_text(yaml.safe_dump(config))
+    return str(tmp_path / "run"), data_flags[data_flags.index("--dataset") + 1]
+
+
+@pytest.mark.parametrize("more", [["--score", "true"], ["--recipe", "qat4"]], ids=["score", "train"])
+def test_compress_is_told_where_the_data_is_now(moved, tmp_path, data_flags, capsys, more):
+    model_dir, dataset = moved
+    flags = ["compress", "--model_dir", model_dir, "--output_dir", str(tmp_path / "small"), *more]
+    assert main(flags) == 2
+    assert "gone" in capsys.readouterr().err
+    assert main([*flags, "--dataset", dataset, "--per_device_eval_batch_size", "7"]) == 0
+    results = json.loads((tmp_path / "small" / "results.json").read_text())
+    assert results["metrics"] == scores(tmp_path / "small", data_flags)
+
+
+def test_compress_scores_on_the_runs_data_though_the_vocabulary_is_cut_to_other_texts(run, tmp_path, data_flags):
+    (tmp_path / "other").mkdir()
+    rows = [{"sentence": "the film was good", "label": label} for label in ("fresh", "rotten")]
+    for split in ("train", "validation"):
+        (tmp_path / "other" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", "--text_columns", "sentence"]
+    flags += ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--dataset", str(tmp_path / "other")]
+    assert main(["compress", *flags]) == 0
+    results = json.loads((tmp_path / "small" / "results.json").read_text())
+    assert results["metrics"] == scores(tmp_path / "small", data_flags)
+
+
 def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data_flags, teacher_dir):
     flags = ["--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat2"]
     assert main(["compress", *flags, "--quantize_group_size", "8"]) == 0
@@ -256,10 +355,16 @@ def test_compress_trains_on_with_the_rounding_as_the_run_did(run, tmp_path, data
     assert losses(tmp_path / "again") == losses(tmp_path / "small")
 
 
-def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(run, tmp_path, data_flags, teacher_dir):
-    trim = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", *data_flags]
-    trimmed, small = tmp_path / "trimmed", tmp_path / "small"
-    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(trimmed), *trim]) == 0
+@pytest.fixture(scope="module")
+def trimmed(run, tmp_path_factory, data_flags):
+    folder = tmp_path_factory.mktemp("trimmed") / "run"
+    trim = ["--recipe", "float32", "--trim_vocabulary", "true", "--score", "true", *data_flags[:4]]
+    assert main(["compress", "--model_dir", str(run()), "--output_dir", str(folder), *trim]) == 0
+    return folder
+
+
+def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(trimmed, tmp_path, data_flags, teacher_dir):
+    small = tmp_path / "small"
     assert main(["compress", "--model_dir", str(trimmed), "--output_dir", str(small), "--recipe", "qat4"]) == 0
     tokens = [len(load(folder).get_input_embeddings().weight) for folder in (teacher_dir, trimmed)]
     assert tokens[0] > tokens[1]
@@ -268,7 +373,53 @@ def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(run, tmp_path, d
     assert not (tmp_path / "small-stages").exists()
 
 
-def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch):
+@pytest.mark.parametrize("more", [["--recipe", "pq", "--score", "true"], ["--recipe", "qat4"]], ids=["pq", "qat4"])
+def test_the_second_of_two_compressions_says_what_the_first_has_done(trimmed, tmp_path, more):
+    small = tmp_path / "small"
+    assert main(["compress", "--model_dir", str(trimmed), "--output_dir", str(small), *more]) == 0
+    records = [json.loads((small / name).read_text()) for name in ("compression.json", "results.json")]
+    records[1] = records[1]["compression"]
+    first = json.loads((trimmed / "compression.json").read_text())
+    for record in records:
+        assert (record["recipe"], record["vocabulary"]) == (more[1], first["vocabulary"])
+        assert len(record["weights"]["modules"]) > 6
+    push = ["push", "--model_dir", str(small), "--repo_id", "me/small", "--dry_run", "true"]
+    assert main(push) == 0
+
+
+def test_compress_removes_only_what_it_put_there(run, tmp_path, capsys):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat4"]
+    stages = tmp_path / "small-stages"
+    for mine in ("notes.txt", "1/notes.txt", "data/notes.txt"):
+        (stages / mine).parent.mkdir(parents=True, exist_ok=True)
+        (stages / mine).write_text("mine")
+        assert main(flags) == 2
+        error = capsys.readouterr().err
+        assert f"holds {mine.split('/')[0]!r}, which is of none" in error
+        assert "choose another output_dir" in error
+        assert (stages / mine).read_text() == "mine"
+        shutil.rmtree(stages)
+    stages.write_text("mine")
+    assert main(flags) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_comes_in_while_compress_trains_stays(run, tmp_path, monkeypatch):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat4"]
+    stages = tmp_path / "small-stages"
+
+    def disturbed(settings):
+        results = distill(settings)
+        (stages / "notes.txt").write_text("mine")
+        return results
+
+    monkeypatch.setattr(compressed_training, "distill", disturbed)
+    assert main(flags) == 0
+    assert [path.name for path in stages.iterdir()] == ["notes.txt"]
+
+
+def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeypatch, capsys):
     folder, stages = tmp_path / "small", []
     flags = ["compress", "--model_dir", str(run()), "--output_dir", str(folder), "--recipe", "ipq"]
     flags += ["--noise_rate", "0.05"]
@@ -287,6 +438,10 @@ def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeyp
     assert sorted(packed_modules(first)) == sorted(
         fqn for fqn in candidates(load(run())) if "embeddings" in fqn or "layer.0" in fqn
     )
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert "small-stages holds trainings of a command that was interrupted; pass --resume true to go on" in error
+    assert "--overwrite_output_dir" not in error
     assert main([*flags, "--resume", "true"]) == 0
     # the first one is finished already
     assert [len(settings.modules_to_not_convert or "") for settings in stages] == [0, 8, 0] * 2
@@ -304,7 +459,44 @@ def test_compress_to_codebooks_layer_by_layer(run, tmp_path, data_flags, monkeyp
     record = (folder / "compression.json").read_text()
     assert main([*flags, "--resume", "true"]) == 0
     assert (folder / "compression.json").read_text() == record
-    assert main([*flags, "--recipe", "qat4", "--resume", "true"]) == 2
+    assert main(flags) == 2
+    assert capsys.readouterr().err.endswith("...); choose another folder\n")
+
+
+def test_a_finished_compression_is_resumed_with_its_own_settings_only(run, teacher_dir, tmp_path, capsys, monkeypatch):
+    flags = ["compress", "--model_dir", str(run()), "--output_dir", str(tmp_path / "small"), "--recipe", "qat4"]
+    assert main(flags) == 0
+    flags += ["--resume", "true"]
+    record = (tmp_path / "small" / "compression.json").read_text()
+    for other, message in [
+        (["--recipe", "qat8"], "recipe is 'qat8', was 'qat4'"),
+        (["--model_dir", str(teacher_dir)], f"model_dir is '{teacher_dir}', was '{run()}'"),
+        (["--num_train_epochs", "2"], "num_train_epochs is 2, was 1"),
+        (["--learning_rate", "1e-3"], "learning_rate is 0.001, was None"),
+        (["--quantize_group_size", "8"], "quantize_group_size is 8, was None"),
+        (["--modules_to_not_convert", "embeddings"], "modules_to_not_convert is ['embeddings'], was None"),
+    ]:
+        assert main([*flags, *other]) == 2
+        assert f"cannot be resumed with other settings ({message})" in capsys.readouterr().err
+    monkeypatch.chdir(run().parent)
+    same = ["--model_dir", f"../{run().parent.name}/run", "--output_dir", os.path.relpath(tmp_path / "small")]
+    assert main([*flags, *same, "--num_train_epochs", "1"]) == 0
+    assert (tmp_path / "small" / "compression.json").read_text() == record
+
+
+def test_an_interrupted_compression_goes_on_however_its_folders_are_spelled(run, tmp_path, monkeypatch):
+    flags = ["compress", "--recipe", "ipq"]
+
+    def interrupted(settings):
+        distill(settings)
+        raise TrainingError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compressed_training, "distill", interrupted)
+        assert main([*flags, "--model_dir", str(run()), "--output_dir", str(tmp_path / "small")]) == 1
+    monkeypatch.chdir(tmp_path)
+    again = ["--model_dir", os.path.relpath(run()), "--output_dir", "./small", "--resume", "true"]
+    assert main([*flags, *again]) == 0
 
 
 def test_compress_to_codebooks_that_train(run, tmp_path, data_flags, monkeypatch):

@@ -106,6 +106,21 @@ def test_damaged_newest_checkpoint(tmp_path, flags, uninterrupted, monkeypatch, 
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_starts_again_without_them(
+    tmp_path, flags, uninterrupted, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    stop_in_process(flags, folder, 12, monkeypatch)
+    for state in (folder / "checkpoints").glob("step-*/state.pt"):
+        os.truncate(state, 1000)
+    again = [*flags, "--output_dir", str(folder), "--resume", "true"]
+    assert main(again) == 2
+    assert "are damaged; remove that folder, and --resume true starts again" in capsys.readouterr().err
+    shutil.rmtree(folder / "checkpoints")
+    assert main(again) == 0
+    assert outcome(folder) == outcome(uninterrupted)
+
+
 def test_full_disk_at_a_checkpoint_does_not_stop_the_run(tmp_path, flags, uninterrupted, monkeypatch, caplog):
     write_state = checkpoint_store.write_state
 

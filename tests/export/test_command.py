@@ -68,6 +68,13 @@ def test_folder_with_anything_in_it_stays_as_it_is(fails, model_dir, tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["notes"]
 
 
+def test_the_current_folder_is_not_replaced(fails, model_dir, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for flags in (["--output_dir", "."], ["--output_dir", str(tmp_path / "here")]):
+        assert "is the current folder, which cannot be replaced" in fails("--model_dir", str(model_dir), *flags)
+
+
 def test_model_without_a_head_is_refused(fails, student, tiny_tokenizer, tmp_path):
     student.bert.save_pretrained(tmp_path / "headless")
     tiny_tokenizer.save_pretrained(tmp_path / "headless")

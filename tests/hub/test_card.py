@@ -99,6 +99,19 @@ def test_compression_is_told(folder, model):
     )
 
 
+def test_compression_before_a_training_is_told(folder, model):
+    weights = {"method": "scalar", "bits": 4, "modules": ["a", "b"], "group_size": None, "noise_rate": 1.0}
+    cut = {"vocabulary": {"tokens_before": 30522, "tokens_after": 1234}}
+    for before, words in [
+        ({}, ""),
+        (cut, " Before that, with `lma-hf compress`, its vocabulary was cut from 30,522 to 1,234 tokens."),
+    ]:
+        compression = {"recipe": "qat4", "weights": weights, **before}
+        write_records(folder, results=RESULTS | {"quantization": weights, "compression": compression})
+        text = build_card(folder, model=model, comparison=compared(), provenance=KNOWN).content
+        assert f"in training all of them were rounded at each step.{words} AdamW took" in text
+
+
 def test_metadata_holds_what_is_known(card):
     data = card.data
     assert (data.license, data.base_model, data.language) == ("apache-2.0", "owner/base", "en")

@@ -23,6 +23,25 @@ def test_folder_of_another_run_is_guarded(tmp_path):
     assert (tmp_path / "run" / "results.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("ways", "advice"),
+    [
+        ({}, "choose another folder or pass --overwrite_output_dir true"),
+        ({"overwritable": False}, "choose another folder"),
+        (
+            {"resumable": True},
+            "choose another folder, pass --resume true to go on with it or pass --overwrite_output_dir true",
+        ),
+        ({"resumable": True, "overwritable": False}, "choose another folder or pass --resume true to go on with it"),
+    ],
+)
+def test_only_ways_out_that_a_command_has_are_named(tmp_path, ways, advice):
+    (tmp_path / "run_config.yaml").touch()
+    with pytest.raises(OutputDirError) as refused:
+        check_output_dir(tmp_path, overwrite=False, **ways)
+    assert str(refused.value).endswith(f"...); {advice}")
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_file_is_no_output_dir(tmp_path, overwrite):
     (tmp_path / "file").touch()

@@ -88,7 +88,7 @@ def test_damaged_checkpoint_is_passed_over_with_a_warning(store, caplog, name, h
 def test_only_damaged_checkpoints_are_an_error_and_none_is_none(store, tmp_path):
     for step in (2, 3):
         truncate(store.folder / f"step-{step:08d}" / STATE)
-    with pytest.raises(OutputDirError, match=r"all checkpoints in .* are damaged; pass --overwrite_output_dir"):
+    with pytest.raises(OutputDirError, match=r"all checkpoints in .* are damaged; remove that folder"):
         store.newest()
     assert CheckpointStore(tmp_path / "nothing", 2).newest() is None
 
