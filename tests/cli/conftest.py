@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from cli.students import DISTILL
 from transformers import BertConfig, BertModel
 
 from lma_hf.cli.__main__ import main
@@ -67,3 +68,18 @@ def teacher_dir(tmp_path_factory, pretrained_dir, data_flags):
     flags += ["--learning_rate", "2e-3", "--num_train_epochs", "4", "--per_device_train_batch_size", "16"]
     assert main(["teach", *data_flags, *flags]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def distilled(tmp_path_factory, data_flags, teacher_dir):
+    """Run `distill` with more flags; returns its folder. The same flags are run once."""
+    folders = {}
+
+    def distill(*flags):
+        if flags not in folders:
+            folders[flags] = tmp_path_factory.mktemp("student") / "run"
+            base = [*data_flags, "--teacher", str(teacher_dir), "--output_dir", str(folders[flags]), *DISTILL]
+            assert main(["distill", *base, *flags]) == 0
+        return folders[flags]
+
+    return distill
