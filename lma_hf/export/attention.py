@@ -46,5 +46,5 @@ def _in_rows(x):
 
 
 AttentionInterface.register(ONNX_ATTENTION, onnx_attention)
-# always there, and in numbers: a causal model has no other word for it
+# in numbers, which are added to the scores; that of a causal model is never left out
 AttentionMaskInterface.register(ONNX_ATTENTION, eager_mask)

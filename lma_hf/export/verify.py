@@ -10,6 +10,7 @@ import torch
 
 from lma_hf.errors import ExportError
 from lma_hf.export.plain import ExportableLMA
+from lma_hf.export.program import one_line
 from lma_hf.surgery.eval_mode import eval_mode
 
 TOLERANCE = 1e-4  # of a logit, absolute
@@ -137,10 +138,15 @@ def _note_distance(distances, mask, module, args):
 
 @torch.no_grad()
 def logits_of_model(model, batches):
-    """The model's logits, an array a batch. Raises: ExportError if one is not finite."""
+    """The model's logits, an array a batch. Raises: ExportError if one is not finite, or the batches are refused."""
     device = next(model.parameters()).device
-    with eval_mode(model):
-        outputs = [model(**{name: value.to(device) for name, value in batch.items()}) for batch in batches]
+    try:
+        with eval_mode(model):
+            outputs = [model(**{name: value.to(device) for name, value in batch.items()}) for batch in batches]
+    except Exception as error:  # whatever a model does that wants other inputs than random tokens
+        raise ExportError(
+            f"{type(model).__name__} does not take random tokens, by which exports are verified: {one_line(error)}"
+        ) from error
     logits = [output.logits.float().cpu().numpy() for output in outputs]
     if not all(np.isfinite(values).all() for values in logits):
         raise ExportError(f"{type(model).__name__} gives logits that are not finite; look for NaN in its weights")

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -37,7 +37,7 @@ class QuantizationReport:
     size_mb: float
     size_mb_before: float
     sqnr_db: float
-    left_alone: dict = field(default_factory=dict)
+    left_alone: dict
 
     def __str__(self):
         schemes = ", ".join(map(str, dict.fromkeys(self.quantized.values())))
