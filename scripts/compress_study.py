@@ -96,10 +96,15 @@ def measure(cell, way, args):
     run("evaluate", "--model_dir", folder, *data, "--output_file", scores_file)
     score = next(iter(json.loads(scores_file.read_text()).values()))[cell.metric]
     scores_file.unlink()
-    key = (cell.task, cell.student, cell.activation, cell.seed, way)
+    key = (cell.task, *student_and_activation(cell), cell.seed, way)
     row = dict(zip(COLUMNS, (*key, int(size.split()[0]), cell.metric, score), strict=True))
     row_file.write_text(json.dumps(row), encoding="utf-8")
     print(row, flush=True)
+
+
+def student_and_activation(cell):
+    """The two that rows are grouped by; the study's further axes are told after the activation."""
+    return cell.model_name.split("/", 1)
 
 
 def run(*command):

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+
+from lma_hf.compare.cells import Cell
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -51,6 +54,13 @@ def test_students_and_activations_have_lines_of_their_own(script):
     assert "| 3layers | lma8 | int8 | 1.0 | 71.50 | 71.50 | 89.4 [81.4, 97.3] |" in text
     assert "| 3layers | relu | int8 | 1.0 | 51.50 | - | 64.4 [56.4, 72.3] |" in text
     assert text.endswith("\n3layers lma8: 2 seeds\n3layers relu: 2 seeds\n")
+
+
+def test_further_axes_are_part_of_the_activation(script):
+    cell = Cell(task="cola", student="3layers", activation="lma8", seed=1)
+    assert script.student_and_activation(cell) == ["3layers", "lma8"]
+    cell = replace(cell, axes=(("lr", "low"), ("rows", "100")))
+    assert script.student_and_activation(cell) == ["3layers", "lma8/lr-low/rows-100"]
 
 
 def test_no_seed_of_all_tasks_is_said(script):
