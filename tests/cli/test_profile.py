@@ -177,6 +177,7 @@ def test_missing_matplotlib_stops_the_run_only_if_it_is_needed(fails, monkeypatc
     assert sorted(file.name for file in folder.iterdir()) == ["benchmark.csv", "environment.json"]
 
 
+@pytest.mark.slow
 def test_script_runs_the_verb(tmp_path):
     script = str(REPO / "scripts" / "bench_activation.py")
     flags = [*FEW, "--parts", "activation", "--dtypes", "float32", "--output_dir", str(tmp_path)]
@@ -218,6 +219,7 @@ def test_peak_memory_is_that_of_the_model_alone(teacher_dir):
     assert ours.nbytes == 800_000_000
 
 
+@pytest.mark.slow
 def test_saved_models_in_onnx_runtime(teacher_dir):
     config = ProfileConfig(models=[f"teacher={teacher_dir}"], runtimes=["onnx-int8"], threads=[1], repeats=1)
     (row,) = profile_verb.profile(config)

@@ -13,6 +13,8 @@ from killed_runs import FLAGS, has_checkpoint, outcome, start, wait_for
 from lma_hf.cli.__main__ import main
 from lma_hf.training.checkpoint_store import CheckpointStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def flags(data_flags, teacher_dir):
@@ -57,7 +59,6 @@ def test_killed_process_ends_the_other_and_two_resume(tmp_path, flags, capsys):
     assert outcome(folder) == outcome(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_sigterm_to_one_process_stops_both(tmp_path, flags):
     processes = start_two(flags, tmp_path / "run")
     wait_for(has_checkpoint(tmp_path / "run"), processes[0])
@@ -68,7 +69,6 @@ def test_sigterm_to_one_process_stops_both(tmp_path, flags):
         assert f"stopped by SIGTERM at step {newest(tmp_path / 'run')}" in error
 
 
-@pytest.mark.slow
 def test_killed_process_under_torchrun(tmp_path, flags):
     folder = tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -227,7 +227,16 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
+IN_DEFAULT_TIER = ("stages", "quant-noise", "activations")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(more, id=name, marks=[] if name in IN_DEFAULT_TIER else pytest.mark.slow)
+        for name, more in MORE.items()
+    ],
+)
 def test_every_way_to_train_resumes(tmp_path, flags, monkeypatch, more):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert main([*flags, *more, "--output_dir", str(whole)]) == 0

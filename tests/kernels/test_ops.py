@@ -156,6 +156,7 @@ def test_a_compiled_module_equals_the_eager_one(mode, settings):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.slow
 # torch's own, when it first imports inductor
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_inductor_equals_eager():
