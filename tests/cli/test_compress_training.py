@@ -51,13 +51,8 @@ def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(trimmed, tmp_pat
     assert not (tmp_path / "small-stages").exists()
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        pytest.param(["--recipe", "pq", "--score", "true"], id="pq"),
-        pytest.param(["--recipe", "qat4"], id="qat4", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["--recipe", "pq", "--score", "true"], ["--recipe", "qat4"]], ids=["pq", "qat4"])
 def test_the_second_of_two_compressions_says_what_the_first_has_done(trimmed, tmp_path, more):
     small = tmp_path / "small"
     assert main(["compress", "--model_dir", str(trimmed), "--output_dir", str(small), *more]) == 0

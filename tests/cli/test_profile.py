@@ -212,6 +212,7 @@ def test_saved_models_beside_each_other(saved_models, teacher_dir, tmp_path, cap
     assert json.loads((tmp_path / "results" / "environment.json").read_text())["torch_threads"] == 1
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_model_alone(teacher_dir):
     ours = torch.ones(200_000_000)  # 800 MB
     form = SimpleNamespace(name="tiny", source=teacher_dir, max_length=64, inputs=["input_ids", "attention_mask"])

@@ -136,7 +136,14 @@ def test_full_disk_at_a_checkpoint_does_not_stop_the_run(tmp_path, flags, uninte
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
-@pytest.mark.parametrize("victim", ["save_model", "append_json_line", "write_json"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "save_model",
+        pytest.param("append_json_line", marks=pytest.mark.slow),
+        pytest.param("write_json", marks=pytest.mark.slow),
+    ],
+)
 def test_full_disk_elsewhere_is_one_clear_error(tmp_path, flags, uninterrupted, monkeypatch, capsys, victim):
     import lma_hf.cli.run as run
 
@@ -227,7 +234,7 @@ MORE = {
 }
 
 
-IN_DEFAULT_TIER = ("stages", "quant-noise", "activations")
+IN_DEFAULT_TIER = ("stages", "activations")
 
 
 @pytest.mark.parametrize(

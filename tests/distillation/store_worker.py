@@ -1,4 +1,6 @@
-"""Fills a store from a process of its own: `python store_worker.py ROOT SECONDS_PER_CHUNK`; prints what it computed.
+"""Fills a store from a process of its own: `python store_worker.py ROOT SECONDS_PER_CHUNK`.
+
+It prints that it is ready, begins once its input has a line or an end, and prints how many chunks it computed.
 
 The answers to row i are functions of i, so that whoever reads the store knows what must be in it.
 """
@@ -38,4 +40,6 @@ if __name__ == "__main__":
         time.sleep(float(sys.argv[2]))
         return answer(start, stop)
 
+    print("ready", flush=True)
+    sys.stdin.readline()
     print(fill(make_store(sys.argv[1]), slow_answer))

@@ -110,7 +110,7 @@ def test_failed_write_leaves_no_mark(tmp_path):
 
 def test_killed_build_is_resumed(tmp_path, caplog):
     store = make_store(tmp_path)
-    process = subprocess.Popen([*WORKER, str(tmp_path), "0.2"], stdout=subprocess.PIPE)
+    process = subprocess.Popen([*WORKER, str(tmp_path), "0.2"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not store.mark(1).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -127,7 +127,13 @@ def test_killed_build_is_resumed(tmp_path, caplog):
 
 
 def test_processes_at_once_share_the_work(tmp_path):
-    workers = [subprocess.Popen([*WORKER, str(tmp_path), "0.3"], stdout=subprocess.PIPE) for _ in range(2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen([*WORKER, str(tmp_path), "0.3"], **pipes) for _ in range(2)]
+    # on a busy machine one may start long after the other, and find nothing left
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
     computed = [int(worker.communicate(timeout=60)[0]) for worker in workers]
     assert sum(computed) == len(make_store(tmp_path).chunks)
     assert min(computed) > 0

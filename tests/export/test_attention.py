@@ -96,7 +96,7 @@ def test_operator_computes_attention(model, tmp_path):
         pytest.param("electra", NAMES, 3, marks=pytest.mark.slow),
         pytest.param("albert", NAMES, 3, marks=pytest.mark.slow),
         # it has attention of its own, which stays
-        pytest.param("mpnet", WITHOUT_TYPES, 0),
+        pytest.param("mpnet", WITHOUT_TYPES, 0, marks=pytest.mark.slow),
     ],
 )
 def test_model_with_the_operator_computes_what_pytorch_does(architecture, names, operators, tmp_path, caplog):
