@@ -108,7 +108,9 @@ def test_gradient_of_a_sum_has_stride_zero(own, cpu):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arguments=problems())
 def test_any_values_and_knots_equal_the_oracle(arguments, cpu):
-    arguments = [tensor.float() for tensor in arguments]
+    x, *others = (tensor.float() for tensor in arguments)
+    # differences of such numbers to `lower` are exact; others, a hair below a knot, are rounded onto it in float32
+    arguments = [(x * 2**16).round() / 2**16, *others]
     leaves = [tensor.requires_grad_() for tensor in arguments[:3]]
     y = cpu.lma(*leaves, *arguments[3:5])
     y.backward(arguments[5])
