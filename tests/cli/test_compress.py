@@ -61,7 +61,7 @@ def test_compress_to_a_codebook_needs_no_data(distilled, tmp_path, data_flags):
     assert results["metrics"] == scores(tmp_path / "pq", data_flags)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_packed_model_teaches_and_is_exported_like_any_other(distilled, compressed, tmp_path, data_flags):
     base = ["distill", *data_flags, *DISTILL, "--max_steps", "2", "--activation", "gelu"]
     assert main([*base, "--teacher", str(compressed), "--output_dir", str(tmp_path / "taught")]) == 0
@@ -75,7 +75,7 @@ def test_a_packed_model_teaches_and_is_exported_like_any_other(distilled, compre
     "more",
     [
         pytest.param([], id="int8"),
-        pytest.param(["--recipe", "float32", "--trim_vocabulary", "true"], id="trimmed", marks=pytest.mark.slow),
+        pytest.param(["--recipe", "float32", "--trim_vocabulary", "true"], id="trimmed", marks=pytest.mark.extended),
     ],
 )
 def test_a_scored_model_has_the_records_of_a_run_and_can_be_pushed(distilled, tmp_path, data_flags, capsys, more):

@@ -51,7 +51,7 @@ def test_a_student_with_fewer_tokens_than_its_teacher_trains_on(trimmed, tmp_pat
     assert not (tmp_path / "small-stages").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("more", [["--recipe", "pq", "--score", "true"], ["--recipe", "qat4"]], ids=["pq", "qat4"])
 def test_the_second_of_two_compressions_says_what_the_first_has_done(trimmed, tmp_path, more):
     small = tmp_path / "small"

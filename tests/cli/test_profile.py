@@ -177,7 +177,7 @@ def test_missing_matplotlib_stops_the_run_only_if_it_is_needed(fails, monkeypatc
     assert sorted(file.name for file in folder.iterdir()) == ["benchmark.csv", "environment.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_script_runs_the_verb(tmp_path):
     script = str(REPO / "scripts" / "bench_activation.py")
     flags = [*FEW, "--parts", "activation", "--dtypes", "float32", "--output_dir", str(tmp_path)]
@@ -212,7 +212,7 @@ def test_saved_models_beside_each_other(saved_models, teacher_dir, tmp_path, cap
     assert json.loads((tmp_path / "results" / "environment.json").read_text())["torch_threads"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_peak_memory_is_that_of_the_model_alone(teacher_dir):
     ours = torch.ones(200_000_000)  # 800 MB
     form = SimpleNamespace(name="tiny", source=teacher_dir, max_length=64, inputs=["input_ids", "attention_mask"])
@@ -220,7 +220,7 @@ def test_peak_memory_is_that_of_the_model_alone(teacher_dir):
     assert ours.nbytes == 800_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_saved_models_in_onnx_runtime(teacher_dir):
     config = ProfileConfig(models=[f"teacher={teacher_dir}"], runtimes=["onnx-int8"], threads=[1], repeats=1)
     (row,) = profile_verb.profile(config)

@@ -13,7 +13,7 @@ from killed_runs import FLAGS, has_checkpoint, outcome, start, wait_for
 from lma_hf.cli.__main__ import main
 from lma_hf.training.checkpoint_store import CheckpointStore
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.extended
 
 
 @pytest.fixture(scope="module")

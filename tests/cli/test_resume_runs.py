@@ -140,8 +140,8 @@ def test_full_disk_at_a_checkpoint_does_not_stop_the_run(tmp_path, flags, uninte
     "victim",
     [
         "save_model",
-        pytest.param("append_json_line", marks=pytest.mark.slow),
-        pytest.param("write_json", marks=pytest.mark.slow),
+        pytest.param("append_json_line", marks=pytest.mark.extended),
+        pytest.param("write_json", marks=pytest.mark.extended),
     ],
 )
 def test_full_disk_elsewhere_is_one_clear_error(tmp_path, flags, uninterrupted, monkeypatch, capsys, victim):
@@ -240,7 +240,7 @@ IN_DEFAULT_TIER = ("stages", "activations")
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param(more, id=name, marks=[] if name in IN_DEFAULT_TIER else pytest.mark.slow)
+        pytest.param(more, id=name, marks=[] if name in IN_DEFAULT_TIER else pytest.mark.extended)
         for name, more in MORE.items()
     ],
 )

@@ -190,7 +190,7 @@ def test_unusable_folder_is_one_line(tmp_path, distill, capsys):
     assert not (tmp_path / "student").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_share_the_work_and_train_as_one(tmp_path, data_flags, teacher_dir, distill):
     flags = ["--learning_rate", "5e-5", "--tokens_per_batch", "512"]
     one, _ = distill("one", *flags)

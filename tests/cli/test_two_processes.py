@@ -54,7 +54,7 @@ FEATURES += ["--relation_loss_weight", "0.1", "--activation_warmup_steps", "3"]
 @pytest.mark.parametrize(
     ("statistics", "losses", "launcher"),
     [
-        pytest.param("batch", [], TORCHRUN, marks=pytest.mark.slow, id="batch-torchrun"),
+        pytest.param("batch", [], TORCHRUN, marks=pytest.mark.extended, id="batch-torchrun"),
         pytest.param("running", FEATURES, accelerate("cpu_2_processes"), id="running-accelerate"),
     ],
 )
@@ -82,7 +82,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path, data_flags, teacher_dir
     assert share_apart(weights["one"], weights["half"]) > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_train_the_same_quantized_student(tmp_path, data_flags, teacher_dir):
     common = [*data_flags, "--teacher", str(teacher_dir), "--num_layers", "2", "--quantize", "int4"]
     common += ["--max_steps", "4", "--eval_steps", "4", "--logging_steps", "1", "--calibration_batches", "2"]

@@ -248,7 +248,7 @@ def test_dequantized_it_is_an_ordinary_model(case, packed, saved, tmp_path):
     assert ("auto_map" in config) == (CASES[case][1] is LMA)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_base_model_loads_alone_by_the_code_that_it_brings(packed, saved, tmp_path):
     # transformers translates names of weights in these files, such as those of Mixtral's experts
     cases = ["bert", "mixtral"]

@@ -119,7 +119,7 @@ def test_positions_that_count_from_a_padding_that_moves(tokenizer):
     assert_untouched(model, tokenizer, before)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("teacher", marks=pytest.mark.slow), "student"])
+@pytest.mark.parametrize("kind", [pytest.param("teacher", marks=pytest.mark.extended), "student"])
 def test_saved_model_and_tokenizer_answer_alike_in_a_fresh_process(tokenizer, tmp_path, kind):
     model = model_for(tokenizer)
     if kind == "student":

@@ -91,12 +91,12 @@ def test_operator_computes_attention(model, tmp_path):
     ("architecture", "names", "operators"),
     [
         ("bert", NAMES, 3),
-        pytest.param("distilbert", WITHOUT_TYPES, 3, marks=pytest.mark.slow),
+        pytest.param("distilbert", WITHOUT_TYPES, 3, marks=pytest.mark.extended),
         pytest.param("roberta", WITHOUT_TYPES, 3, marks=pytest.mark.slow),
         pytest.param("electra", NAMES, 3, marks=pytest.mark.slow),
         pytest.param("albert", NAMES, 3, marks=pytest.mark.slow),
         # it has attention of its own, which stays
-        pytest.param("mpnet", WITHOUT_TYPES, 0, marks=pytest.mark.slow),
+        pytest.param("mpnet", WITHOUT_TYPES, 0, marks=pytest.mark.extended),
     ],
 )
 def test_model_with_the_operator_computes_what_pytorch_does(architecture, names, operators, tmp_path, caplog):
@@ -118,7 +118,7 @@ def test_int8_graph_has_the_operator_in_place_of_the_formula(exported):
     assert not {"Softmax", "Transpose"} & set(operators)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_model_with_rotary_positions_is_exported_in_int8(tmp_path):
     model = make_student("modernbert", "gelu", pad_token_id=0, cls_token_id=1, sep_token_id=2)
     record = export_model(model, StubTokenizer(WITHOUT_TYPES), tmp_path / "out", max_length=40, quantize="int8")

@@ -97,7 +97,7 @@ def test_profile_needs_a_model_for_part_export_alone(fails, model_dir):
     assert "part export has: pytorch, onnx, onnx int8" in fails(*flags, verb="profile", base=())
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_profile_times_and_weighs_every_export(tiny_tokenizer, tmp_path, monkeypatch, capsys):
     make_student(num_layers=1, vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")

@@ -90,7 +90,7 @@ def test_foreign_operator_is_refused(exported, tmp_path):
         pytest.param("roberta", WITHOUT_TYPES, lma_hf.LMAConfig(init="fit", continuous=True), marks=pytest.mark.slow),
         ("distilbert", WITHOUT_TYPES, "swish"),
         pytest.param("electra", NAMES, "aplu", marks=pytest.mark.slow),
-        pytest.param("albert", NAMES, "prelu", marks=pytest.mark.slow),
+        pytest.param("albert", NAMES, "prelu", marks=pytest.mark.extended),
         pytest.param("mpnet", WITHOUT_TYPES, "gelu", marks=pytest.mark.slow),
     ],
 )

@@ -147,7 +147,7 @@ def test_close_to_the_model(quantized, shared, batch):
     assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max() + 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_same_when_folded(quantized, shared, batch, tiny_tokenizer, tmp_path):
     copied = copy.deepcopy(shared)
     fold_(copied)

@@ -117,7 +117,7 @@ def test_a_model_that_computes_something_else_without_lma_hf(fails, monkeypatch)
     assert "does not reload: 'text 0, logits' differs by up to" in message
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_model_that_does_not_load_without_lma_hf(fails, monkeypatch):
     spoil(monkeypatch, "modeling_lma.py", "from torch import nn", "import lma_hf\nfrom torch import nn")
     assert "does not load without lma_hf: " in fails()

@@ -103,12 +103,12 @@ def built(tmp_path_factory):
     return SimpleNamespace(cache=cache, killed=libraries, results=results, record=folder / "record")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_killed_build_leaves_no_library(built):
     assert built.killed == []
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_at_once_compile_once(built):
     progress = [line for _, errors in built.results for line in errors.splitlines()]
     assert len(progress) == 1
@@ -117,13 +117,13 @@ def test_two_processes_at_once_compile_once(built):
     assert len(compiled) == len(list(cpu.SOURCES.glob("*.cpp")))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_both_processes_compute_with_the_kernel(built):
     for found, _ in built.results:
         assert found == {"auto": ["cpu", None], "explicit": "cpu", "y": RELU}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_library_is_as_readable_as_any_new_file(built):
     mask = os.umask(0)
     os.umask(mask)
@@ -161,18 +161,18 @@ def outcomes(built, tmp_path_factory):
     return dict(zip(caches, found, strict=True)) | {"errors": errors, "compiled": compiled}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_built_library_in_a_cache_that_cannot_be_written_is_used(outcomes):
     assert (outcomes["built"], outcomes["errors"], outcomes["compiled"]) == ("loaded", "", False)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_cache_that_cannot_be_written_is_named(outcomes):
     assert outcomes["unwritable"].startswith("KernelError")
     assert "TORCH_EXTENSIONS_DIR" in outcomes["unwritable"]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_cache_that_cannot_be_read_is_a_kernel_error(outcomes):
     assert outcomes["unreadable"].startswith("KernelError")
 

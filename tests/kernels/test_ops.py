@@ -156,9 +156,9 @@ def test_a_compiled_module_equals_the_eager_one(mode, settings):
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.slow
 # torch's own, when it first imports inductor
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.extended
 def test_inductor_equals_eager():
     module = lma_hf.LMA().eval()
     x = problem((40, 6), 8).x
