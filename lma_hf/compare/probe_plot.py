@@ -6,7 +6,7 @@ DOTS_PER_INCH = 120
 def draw_probe(results, path):
     """Draw three panels: error against width, its difference from the reference's in %, and the units saved in %.
 
-    The bars are the intervals over layers and seeds.
+    The bars are the intervals over layers.
 
     Args: results: what results.json holds. path: the PNG to write.
     """

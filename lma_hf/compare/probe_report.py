@@ -7,7 +7,7 @@ def markdown(results):
     return "\n".join(
         [
             "Share of the FFN's output that a narrow FFN leaves unexplained (geometric mean over layers and seeds), "
-            f"and how many % it differs from that of {reference} (95 % interval over layers and seeds).",
+            f"and how many % it differs from that of {reference} (95 % interval over layers, of three or more).",
             "",
             *_table(results["errors"], "width", "{} units", _error_cell, reference),
             "",

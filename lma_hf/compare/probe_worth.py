@@ -6,7 +6,7 @@ import statistics
 
 from scipy import stats
 
-CONFIDENCE = 0.95
+CONFIDENCE, MIN_LAYERS = 0.95, 3
 
 
 def chosen_errors(rows):
@@ -23,13 +23,13 @@ def error_table(errors, reference):
     """One row for each arm and width.
 
     Keys: activation, width, error (geometric mean over layers and seeds); ratio, low, high: to the error of the
-    reference in the same layer, with the same seed, as a geometric mean with its interval.
+    reference in the same layer, with the same seed, as a geometric mean with its interval over layers.
     """
     rows = []
     for name, cells in errors.items():
         for width in next(iter(cells.values())):
-            mean, _, _ = log_interval([cell[width] for cell in cells.values()])
-            ratios = [cell[width] / errors[reference][key][width] for key, cell in cells.items()]
+            mean, _, _ = log_interval({key: cell[width] for key, cell in cells.items()})
+            ratios = {key: cell[width] / errors[reference][key][width] for key, cell in cells.items()}
             ratio, low, high = log_interval(ratios)
             rows.append({"activation": name, "width": width, "error": mean, "ratio": ratio, "low": low, "high": high})
     return rows
@@ -38,16 +38,16 @@ def error_table(errors, reference):
 def worth_table(errors, reference):
     """One row for each arm and width of the reference: the width at which the arm is as good.
 
-    Keys: activation, reference_width, width (geometric mean over layers and seeds), low, high. Where the arm would
-    have to be narrower or wider than it was probed in some layer, these are None, and `beyond` says "narrower" or
-    "wider".
+    Keys: activation, reference_width, width (geometric mean over layers and seeds), low, high (over layers). Where the
+    arm would have to be narrower or wider than it was probed in some layer, these are None, and `beyond` says
+    "narrower" or "wider".
     """
     rows = []
     for name, cells in errors.items():
         for reference_width in next(iter(cells.values())):
-            widths = [width_at(cell, errors[reference][key][reference_width]) for key, cell in cells.items()]
+            widths = {key: width_at(cell, errors[reference][key][reference_width]) for key, cell in cells.items()}
             row = {"activation": name, "reference_width": reference_width}
-            beyond = next((width for width in widths if isinstance(width, str)), None)
+            beyond = next((width for width in widths.values() if isinstance(width, str)), None)
             interval = log_interval(widths) if beyond is None else (None, None, None)
             rows.append({**row, **dict(zip(("width", "low", "high"), interval, strict=True)), "beyond": beyond})
     return rows
@@ -92,13 +92,19 @@ def width_at(curve, error):
 
 
 def log_interval(values):
-    """Geometric mean of numbers above 0 and its interval by Student's t on their logarithms; (mean, low, high).
+    """Geometric mean and its interval over layers, by Student's t on the logarithms; (mean, low, high).
 
-    One value has no interval: low and high are None.
+    Seeds are averaged within a layer first: they change the order of the batches only, and counted as more layers they
+    would make the interval too short. Fewer than 3 layers have no interval: low and high are None.
+
+    Args: values: (layer, seed) -> number above 0.
     """
-    logs = [math.log(value) for value in values]
+    by_layer = {}
+    for (layer, _), value in values.items():
+        by_layer.setdefault(layer, []).append(math.log(value))
+    logs = [statistics.fmean(seeds) for seeds in by_layer.values()]
     mean = statistics.fmean(logs)
-    if len(logs) < 2:
+    if len(logs) < MIN_LAYERS:
         return math.exp(mean), None, None
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)

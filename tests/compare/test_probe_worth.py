@@ -8,7 +8,7 @@ from scipy import stats
 from lma_hf.compare.probe_worth import chosen_errors, error_table, log_interval, rates_table, width_at, worth_table
 
 WIDTHS = (64, 128, 256)
-CELLS = [(layer, seed) for layer in (0, 3) for seed in (1, 2)]
+CELLS = [(layer, seed) for layer in (0, 2, 3) for seed in (1, 2)]
 
 
 def curve(factor):
@@ -47,17 +47,17 @@ def test_width_on_a_curve_with_noise():
     )
 
 
-def test_worth_has_an_interval_over_layers_and_seeds():
-    factors = dict(zip(CELLS, (1.05, 1.1, 1.15, 1.2), strict=True))
+def test_worth_has_an_interval_over_layers():
+    factors = dict(zip(CELLS, (1.05, 1.1, 1.15, 1.2, 1.3, 1.01), strict=True))
     curves = {
         "gelu": {cell: curve(1.0) for cell in CELLS},
         "lma": {cell: curve(factor) for cell, factor in factors.items()},
     }
     table = worth_table(chosen_errors(rows_of(curves)), "gelu")
     row = next(row for row in table if row["activation"] == "lma" and row["reference_width"] == 128)
-    expected = stats.ttest_1samp([math.log(128 / factor) for factor in factors.values()], 0)
-    low, high = expected.confidence_interval(0.95)
-    assert row["width"] == pytest.approx(128 / math.prod(factors.values()) ** 0.25)
+    layers = [math.log(128 / math.sqrt(one * other)) for one, other in ((1.05, 1.1), (1.15, 1.2), (1.3, 1.01))]
+    low, high = stats.ttest_1samp(layers, 0).confidence_interval(0.95)
+    assert row["width"] == pytest.approx(128 / math.prod(factors.values()) ** (1 / 6))
     assert (row["low"], row["high"]) == pytest.approx((math.exp(low), math.exp(high)))
     assert row["beyond"] is None
     first = next(row for row in table if row["activation"] == "lma" and row["reference_width"] == 64)
@@ -68,7 +68,7 @@ def test_worth_has_an_interval_over_layers_and_seeds():
 
 def test_errors_are_paired():
     """What layers and seeds have in common does not widen the interval of the difference."""
-    hard = dict(zip(CELLS, (1.0, 2.0, 5.0, 9.0), strict=True))
+    hard = dict(zip(CELLS, (1.0, 2.0, 5.0, 9.0, 3.0, 4.0), strict=True))
     curves = {
         name: {cell: {width: factor * hard[cell] * error for width, error in curve(1.0).items()} for cell in CELLS}
         for name, factor in {"gelu": 1.0, "relu": 1.07}.items()
@@ -76,12 +76,13 @@ def test_errors_are_paired():
     for row in error_table(chosen_errors(rows_of(curves)), "gelu"):
         ratio = {"gelu": 1.0, "relu": 1.07}[row["activation"]]
         assert (row["ratio"], row["low"], row["high"]) == pytest.approx((ratio, ratio, ratio))
-        mean = math.prod(hard.values()) ** 0.25 * row["width"] ** -0.4
+        mean = math.prod(hard.values()) ** (1 / 6) * row["width"] ** -0.4
         assert row["error"] == pytest.approx(ratio * mean)
 
 
-def test_one_value_has_no_interval():
-    assert log_interval([2.0]) == (pytest.approx(2.0), None, None)
+def test_fewer_than_three_layers_have_no_interval():
+    values = {(0, seed): 2.0 + seed for seed in (1, 2, 3)} | {(1, 1): 4.0}
+    assert log_interval(values) == (pytest.approx(math.sqrt(60 ** (1 / 3) * 4)), None, None)
 
 
 def test_rates_at_the_end_of_what_was_tried_are_marked():
