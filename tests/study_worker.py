@@ -1,8 +1,8 @@
 """A study whose runs take moments: the driver, to be killed, and what stands in for `distill`.
 
 `study_worker.py drive STUDY_DIR JOBS` runs the study. `study_worker.py distill SETTINGS --output_dir DIR` is one run:
-it notes its start in the study's starts.txt, and leaves records like a real one, run_config.yaml first and
-results.json last. With `--resume true` it goes on in DIR.
+it notes its start in the study's starts.txt (cell, its process, who started it), and leaves records like a real one,
+run_config.yaml first and results.json last. With `--resume true` it goes on in DIR.
 """
 
 import json
@@ -19,10 +19,12 @@ SECONDS = 0.3
 def distill(settings, output_dir, *flags):
     options = yaml.safe_load(settings.read_text())
     with open(settings.parents[2] / "starts.txt", "a") as file:
-        file.write(f"{settings.parent.name} {os.getpid()} {' '.join(flags)}\n")
+        file.write(f"{settings.parent.name} {os.getpid()} {os.getppid()} {' '.join(flags)}\n")
     output_dir.mkdir(parents=True, exist_ok=flags == ("--resume", "true"))
     (output_dir / "run_config.yaml").write_text(yaml.safe_dump({**options, "output_dir": str(output_dir)}))
     (output_dir / "checkpoints").mkdir(exist_ok=True)
+    if (settings.parents[2] / "checkpoint").is_file():
+        (output_dir / "checkpoints" / "step-00000004").mkdir(exist_ok=True)
     print("\rtraining: 50%\rtraining: 100%", flush=True)
     time.sleep(SECONDS)
     if (settings.parents[2] / "fail").is_file() and options["activation"] == "relu":

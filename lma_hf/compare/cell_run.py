@@ -27,7 +27,10 @@ RUNNING, FAILED, LOG = "running", "failed", "log.txt"
 # what stays of a cell whose model is discarded
 RECORDS = (CELL, RESULTS, RUN_CONFIG, "environment.json", METRICS, "config.json", LOG)
 DISTILL = [sys.executable, "-m", "lma_hf.cli", "distill"]
-POLL_SECONDS, PATIENCE_SECONDS = 0.1, 10
+POLL_SECONDS = 0.1
+# a run looks for SIGTERM after each step only, so an evaluation comes to its end first
+PATIENCE_SECONDS = 600
+BUSY = "is being run elsewhere"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class CellJob:
     Attributes:
         study_dir: as the user wrote it, so that records have no absolute paths; relative to cwd.
         threads: CPU threads of the run. keep_model: whether the finished cell has its weights.
+        wait: whether to wait for somebody else who runs the cell; else it is left to them.
     """
 
     cell: Cell
@@ -44,6 +48,7 @@ class CellJob:
     cwd: str
     threads: int
     keep_model: bool = True
+    wait: bool = True
 
     @property
     def study(self):
@@ -70,12 +75,12 @@ def run_cell(job, stop=None):
     """Run a cell unless it is finished, or somebody else finishes it meanwhile.
 
     Args: job: a `CellJob`. stop: a threading.Event that ends the wait or the run.
-    Returns: None, or one line that says why the cell is not finished.
+    Returns: None, or one line that says why the cell is not finished; `BUSY` if somebody else runs it.
     """
     stop = stop or threading.Event()
-    with _lock(job.running / "lock", stop) as lock:
+    with _lock(job, stop) as lock:
         if lock is None:
-            return "stopped"
+            return "stopped" if stop.is_set() else BUSY
         if not job.final.is_dir():
             if not _is_complete(job) and (reason := _distill(job, lock, stop)):
                 return reason
@@ -158,7 +163,7 @@ def _terminate(process):
 
 
 def _reason(job, returncode):
-    """Keep the log of a run that has failed, and nothing else, unless it was ended from outside and can go on.
+    """Keep the log of a run that has failed, and nothing else, unless it can go on: not after misuse (2).
 
     Returns: the log's last line.
     """
@@ -166,9 +171,13 @@ def _reason(job, returncode):
     _move_log(job, job.failure_log)
     lines = [line.strip() for line in job.failure_log.read_text(encoding="utf-8").splitlines() if line.strip()]
     said = lines[-1] if lines else "it said nothing"
-    if returncode in (1, 2):
+    if returncode == 2 or (returncode == 1 and not _has_checkpoint(job)):
         shutil.rmtree(job.running, ignore_errors=True)
     return said if returncode > 0 else f"ended by signal {-returncode}; its last line: {said}"
+
+
+def _has_checkpoint(job):
+    return any((job.running / "run" / CHECKPOINTS).glob("step-*"))
 
 
 def _move_log(job, path):
@@ -215,13 +224,12 @@ def _clear(folder):
 
 
 @contextlib.contextmanager
-def _lock(path, stop):
-    """Hold a lock file; yields its descriptor, or None if `stop` was set before it could be had."""
-    descriptor = None
-    while descriptor is None and not stop.is_set():
+def _lock(job, stop):
+    """Hold a cell's lock file; yields its descriptor, or None if `stop` was set or the job is not to wait."""
+    path = job.running / "lock"
+    descriptor = None if stop.is_set() else _try_lock(path)
+    while job.wait and descriptor is None and not stop.wait(POLL_SECONDS):
         descriptor = _try_lock(path)
-        if descriptor is None:
-            stop.wait(POLL_SECONDS)
     try:
         yield descriptor
     finally:

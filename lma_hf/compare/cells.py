@@ -3,12 +3,11 @@
 import csv
 import io
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lma_hf.errors import DataError
-from lma_hf.training.checkpoint import RESULTS
+from lma_hf.training.checkpoint import RESULTS, write_whole
 
 CELLS, CELL, TABLE, LATENCIES = "cells", "cell.json", "cells.csv", "latency.json"
 
@@ -100,7 +99,7 @@ def read_result(folder, latencies=None) -> CellResult:
             weights_sha256=cell["weights_sha256"],
             latency_ms=(latencies or {}).get(identity.model_name),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OSError, ValueError) as error:
         raise DataError(f"{folder} has incomplete records ({error!r}); delete it to run the cell again") from error
 
 
@@ -131,9 +130,7 @@ def write_table(study_dir):
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    temporary = Path(study_dir) / f".{TABLE}.{os.getpid()}.saving"
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, temporary.with_name(TABLE))
+    write_whole(Path(study_dir) / TABLE, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
     return results
 
 

@@ -5,7 +5,7 @@ import functools
 import threading
 from pathlib import Path
 
-from lma_hf.compare.cell_run import run_cell
+from lma_hf.compare.cell_run import PATIENCE_SECONDS, run_cell
 from lma_hf.errors import ConfigError, MissingDependencyError
 
 POLL_SECONDS = 0.5
@@ -56,7 +56,7 @@ def _run_on_ray(ray, remote, job, stop):
         if stop.is_set():
             # raises KeyboardInterrupt in the task, which ends its process
             ray.cancel(reference)
-            ray.wait([reference], timeout=30)
+            ray.wait([reference], timeout=PATIENCE_SECONDS)
             return "stopped"
     return ray.get(reference)
 

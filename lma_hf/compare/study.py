@@ -13,6 +13,14 @@ from lma_hf.training.options import check_not_negative, check_positive, option
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 RESERVED = ("output_dir", "overwrite_output_dir", "resume", "seed")
+# columns of a study's tables, where an axis becomes one more
+COLUMNS = {
+    *("task", "student", "activation", "seed", "seeds", "metric", "score", "mean", "std", "baseline"),
+    *("baseline_student", "num_tasks", "num_seeds", "num_parameters", "size_mb", "latency_ms", "weights_sha256"),
+    *("teacher_mean", "share_of_teacher_percent", "train_seconds", "wall_seconds", "t_low", "t_high"),
+    *("bootstrap_low", "bootstrap_high", "p_t", "p_t_holm", "p_sign_flip", "p_sign_flip_holm"),
+    *("p_sign_flip_all_pairs", "effect_size"),
+}
 
 
 @dataclass(kw_only=True)
@@ -45,6 +53,7 @@ class CompareConfig:
             _check_axis(key, getattr(self, key))
         for axis, values in self.axes.items():
             _check_name("axes", axis)
+            _check_no_column(axis)
             _check_axis(f"axes: {axis}", values)
         _check_options("common", self.common)
         for pattern, options in self.overrides.items():
@@ -132,6 +141,11 @@ def _check_name(key, name):
             f"{key} has the name {name!r}, which becomes a folder; allowed are up to 40 letters, digits and . _ - "
             "(in quotes where YAML would take it for something else)"
         )
+
+
+def _check_no_column(axis):
+    if axis in COLUMNS:
+        raise ConfigError(f"axes has the name {axis!r}, which is a column of the tables; choose another name")
 
 
 def _check_options(key, options):

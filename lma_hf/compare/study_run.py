@@ -5,16 +5,17 @@ import logging
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
 from tqdm import tqdm
 
-from lma_hf.compare.cell_run import FAILED, RUNNING, CellJob
+from lma_hf.compare.cell_run import BUSY, FAILED, RUNNING, CellJob
 from lma_hf.compare.cells import CELLS, read_result, write_table
 from lma_hf.compare.executors import open_executor
-from lma_hf.errors import ConfigError, TrainingError
+from lma_hf.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]"
@@ -24,11 +25,10 @@ def run_cells(config, cells):
     """Run those of the cells that are not finished; cells.csv is up to date after each.
 
     Args: config: a `CompareConfig`. cells: list of `Cell`.
-    Raises: ConfigError if a finished cell had other options. TrainingError if a cell failed, after all others have
-        ended, or if the study was interrupted.
+    Returns: one line about the cells that failed, all others having ended; None if none did.
+    Raises: TrainingError if the study was interrupted.
     """
     study_dir = Path(config.output_dir).expanduser()
-    check_same_options(study_dir, cells)
     left = [cell for cell in cells if not (study_dir / CELLS / cell.name).is_dir()]
     logger.info("%d cells, %d of them finished", len(cells), len(cells) - len(left))
     study_dir.mkdir(parents=True, exist_ok=True)
@@ -38,25 +38,11 @@ def run_cells(config, cells):
         (study_dir / RUNNING).rmdir()
     if failures:
         name, reason = next(iter(failures.items()))
-        raise TrainingError(
+        return (
             f"{len(failures)} of {len(cells)} cells failed, the first is {name} ({reason}); the logs are in "
             f"{study_dir / FAILED}, and the same command runs these cells again"
         )
-
-
-def check_same_options(study_dir, cells):
-    """Raises: ConfigError if a finished cell was run with other options than the study has now."""
-    for cell in cells:
-        folder = study_dir / CELLS / cell.name
-        if not folder.is_dir():
-            continue
-        then = read_result(folder).options
-        for key in sorted({*then, *cell.options}):
-            if then.get(key) != cell.options.get(key):
-                raise ConfigError(
-                    f"{folder} was run with {key} {then.get(key)!r}, and the study says {cell.options.get(key)!r}; "
-                    "choose another output_dir, or delete that folder to run the cell again"
-                )
+    return None
 
 
 def _run(config, study_dir, cells, left):
@@ -69,17 +55,16 @@ def _run(config, study_dir, cells, left):
         ThreadPoolExecutor(config.jobs) as pool,
     ):
         try:
-            futures = {pool.submit(execute, job_of(config, cell), stop): cell.name for cell in left}
             _show_time_left(bar, config, write_table(study_dir), left)
-            for future in as_completed(futures):
-                name = futures[future]
+            for name, reason in _outcomes(pool, execute, [job_of(config, cell) for cell in left], stop):
                 del waiting[name]
-                if reason := _reason(future):
-                    failures[name] = reason
+                if reason:
+                    failures[name] = reason = f"failed: {reason}"
                 tqdm.write(f"{name}: {reason or _score(study_dir / CELLS / name)}")
                 bar.update(1)
                 _show_time_left(bar, config, write_table(study_dir), waiting.values())
         except KeyboardInterrupt:
+            logger.info("the running cells finish their step, or evaluation, and write a checkpoint")
             done = len(cells) - len(waiting) - len(failures)
             raise TrainingError(
                 f"interrupted; {done} of {len(cells)} cells are finished, the same command runs the others"
@@ -88,6 +73,27 @@ def _run(config, study_dir, cells, left):
             stop.set()
             pool.shutdown(cancel_futures=True)
     return failures
+
+
+def _outcomes(pool, execute, jobs, stop):
+    """(name of a cell, why it is not finished or None), as they end.
+
+    What somebody else runs is left to them at first, so that several who run one study share its cells, and waited
+    for at the end, since they may be killed.
+    """
+    busy = []
+    for job, reason in _as_completed(pool, execute, [replace(job, wait=False) for job in jobs], stop):
+        if reason == BUSY:
+            busy.append(replace(job, wait=True))
+        else:
+            yield job.cell.name, reason
+    for job, reason in _as_completed(pool, execute, busy, stop):
+        yield job.cell.name, reason
+
+
+def _as_completed(pool, execute, jobs, stop):
+    futures = {pool.submit(execute, job, stop): job for job in jobs}
+    return ((futures[future], _reason(future)) for future in as_completed(futures))
 
 
 def job_of(config, cell):
@@ -100,10 +106,9 @@ def job_of(config, cell):
 def _reason(future):
     """Why a cell is not finished, or None; what an executor raises is a reason, too."""
     try:
-        reason = future.result()
+        return future.result()
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return reason and f"failed: {reason}"
+        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _score(folder):

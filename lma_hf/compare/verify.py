@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lma_hf.compare.cells import CELLS, read_result
-from lma_hf.compare.study_run import check_same_options, run_cells
+from lma_hf.compare.same_options import check_same_options
+from lma_hf.compare.study_run import run_cells
 from lma_hf.errors import ConfigError, TrainingError
 
 COMPARED = ("score", "scores", "train_losses", "num_parameters", "size_mb", "weights_sha256")
@@ -24,10 +25,11 @@ def verify_cells(config, cells):
             raise ConfigError(
                 f"verify: {cell.name} is not finished in {study_dir}; run it first, or name other --cells"
             )
-    check_same_options(study_dir, cells)
+    check_same_options(study_dir, cells, moved=True)
     with tempfile.TemporaryDirectory(prefix="lma-hf-verify-") as folder:
         # the folder is this machine's
-        run_cells(replace(config, output_dir=folder, executor="local"), cells)
+        if failures := run_cells(replace(config, output_dir=folder, executor="local"), cells):
+            raise TrainingError(failures)
         found = [differences(*(root / CELLS / cell.name for root in (study_dir, Path(folder)))) for cell in cells]
     for cell, lines in zip(cells, found, strict=True):
         print(f"{cell.name}: " + ("; ".join(lines) if lines else "equal, bit by bit"))

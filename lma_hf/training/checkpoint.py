@@ -102,9 +102,9 @@ def write_json(value, path):
 
 
 def write_whole(path, write):
-    """Let `write` make a file, and put it in place at once. Args: write: (path) -> None."""
+    """Let `write` make a file, and put it in place at once, whoever else does so. Args: write: (path) -> None."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.saving")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.saving")
     write(temporary)
     os.replace(temporary, path)
 

@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 # Options that may differ: where things are (their contents are compared), what is recorded, and what is done if
 # something goes wrong
-MAY_DIFFER = {
+PLACES = {"dataset", "teacher", "model_name_or_path"}
+MAY_DIFFER = PLACES | {
     *("output_dir", "overwrite_output_dir", "resume", "save_steps", "save_minutes", "save_total_limit"),
     *("logging_steps", "report_to", "ddp_timeout", "on_nan", "allow_weak_teacher", "per_device_eval_batch_size"),
-    *("dataset", "teacher", "model_name_or_path"),
 }
 
 

@@ -73,6 +73,7 @@ def assert_same_results(first, second):
         ({"tasks": {"reviews": {}}}, "reviews/1layer/gelu/seed-1: --teacher is missing"),
         ({"baseline": "relu"}, "baseline is 'relu', allowed are the activations gelu, lma8"),
         ({"axes": {"rows": {}}}, "axes: rows is {}"),
+        ({"axes": {"activation": {"a": {}}}}, "axes has the name 'activation', which is a column"),
         ({"axes": ["rows"]}, r"axes: got \['rows'\], expected a mapping"),
         ({"seeds": [1, 1]}, "seeds names 1 twice"),
         ({"seeds": [-1]}, "seed is -1"),

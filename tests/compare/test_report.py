@@ -1,9 +1,12 @@
 """The report of made-up studies: what it says must follow from the cells, and it needs nothing but itself."""
 
 import csv
+import json
 import re
 import sys
 from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -13,18 +16,22 @@ from study_cells import made_up_cell, made_up_study
 
 import lma_hf
 from lma_hf.cli.__main__ import main
-from lma_hf.compare.cells import read_results
+from lma_hf.compare.cells import read_results, write_table
+from lma_hf.compare.report import write
 from lma_hf.compare.report.figures import legend, panels, to_svg
 from lma_hf.compare.report.learned_pictures import learned_pictures
-from lma_hf.compare.report.score_pictures import pareto_front
+from lma_hf.compare.report.learning_pictures import read_curves
+from lma_hf.compare.report.score_pictures import cost_picture, pareto_front, seed_picture
 from lma_hf.compare.report.words import verdict
 from lma_hf.compare.report.write import write_report
+from lma_hf.compare.study import COLUMNS
 from lma_hf.compare.study_statistics import AVERAGE, Study, compare_to_baseline, summarise
 from lma_hf.errors import ConfigError, DataError
 
 TASKS, SEEDS = ["cola", "rte"], [1, 2, 3, 4, 5]
 GAINS = {"gelu": 0.0, "relu": -0.05, "lma <8>": 0.0}
 MISSING = {("cola", "2layers", "lma <8>", 2)}
+NO_LMA_ON_COLA = {("cola", "2layers", "lma", 1)}
 
 
 class Tags(HTMLParser):
@@ -136,6 +143,63 @@ def test_learned_activations_are_drawn_where_weights_are_left(tmp_path):
     assert list(pictures) == ["activations-1", "movement"]
     assert pictures["activations-1"].title == "Learned activations: 2layers lma <8>"
     assert pictures["activations-1"].caption.startswith("RTE, seed 2. The data is not at hand")
+
+
+def test_a_baseline_that_has_not_run_yet_leaves_the_rest_of_the_report(tmp_path):
+    made_up_study(tmp_path, ["rte"], ["2layers"], {"relu": 0.0}, [1, 2])
+    plan = {"tasks": {"rte": None}, "students": {"2layers": None}, "activations": {"gelu": None, "relu": None}}
+    (tmp_path / "study.yaml").write_text(json.dumps({**plan, "seeds": [1, 2]}))
+    text = (write_report(tmp_path) / "report.md").read_text(encoding="utf-8")
+    assert "Nothing shares its tasks and a seed with gelu." in text
+    assert "| relu |" in text
+
+
+def test_steps_that_were_left_out_are_no_points_of_a_curve(tmp_path):
+    made_up_study(tmp_path, ["rte"], ["2layers"], {"gelu": 0.0}, [1])
+    file = next(tmp_path.rglob("metrics.jsonl"))
+    null = re.sub(r'(?m)^(.*"step": 20,.*)"distill_loss": [^}]*', r'\1"distill_loss": null', file.read_text())
+    file.write_text(null)
+    (result,) = read_results(tmp_path)
+    assert 20 not in read_curves(result)[0]
+    write_report(tmp_path)
+
+
+def test_two_who_write_a_report_at_once_both_succeed(study_dir, monkeypatch):
+    monkeypatch.setattr(write, "draw_pictures", lambda *_: [])
+    (study_dir / ".report-killed").mkdir()
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(write_report, [study_dir] * 8)) == {study_dir / "report"}
+    assert sorted(path.name for path in study_dir.iterdir()) == ["cells", "report"]
+
+
+def test_costs_that_hardly_differ_are_drawn_on_an_axis_that_can_be_read(tmp_path):
+    gains = {"gelu": 0, "relu": 0, "lma": 0}
+    made_up_study(tmp_path, ["cola", "rte"], ["2layers"], gains, [1], missing=NO_LMA_ON_COLA)
+    study = Study(read_results(tmp_path))
+    averages = [replace(each, size_mb=55.38 + 1e-3 * index) for index, each in enumerate(summarise(study))]
+    picture = cost_picture(averages, left_out=1)
+    labels = re.findall("<!-- ([0-9.+e]+) -->", picture.svg)
+    assert labels
+    assert not any("+" in label for label in labels)
+    assert picture.caption.endswith("Left out: 1 that have not run on all tasks.")
+    drawn = {each.name: each.caption for each in write.draw_pictures(study, summarise(study), {})}
+    assert "Left out: 1 " in drawn["cost"]
+
+
+def test_many_variants_have_room_for_their_names(tmp_path):
+    made_up_study(tmp_path, ["cola", "rte"], ["2layers"], {f"activation{n}": 0.0 for n in range(40)}, [1])
+    svg = seed_picture(Study(read_results(tmp_path)), "2layers", 1).svg
+    width = float(re.search(r'width="([0-9.]+)pt"', svg)[1])
+    assert width / 40 > 10  # points, for letters of 8
+
+
+def test_every_column_of_the_tables_is_a_name_that_an_axis_cannot_have(study_dir):
+    write_table(study_dir)
+    files = ("cells.csv", "report/summary.csv", "report/differences.csv")
+    columns = {name for file in files for name in read_csv(study_dir / file)[0]}
+    metrics = {"matthews_correlation", "accuracy"}
+    assert {name for name in columns - metrics if not re.match("train_.*loss|seeds_for_", name)} <= COLUMNS
+    (study_dir / "cells.csv").unlink()
 
 
 def test_without_matplotlib_the_tables_are_there(study_dir, monkeypatch, caplog):

@@ -11,7 +11,7 @@ from lma_hf.hub.curves import BACKGROUND, FAINT, INK
 # Okabe and Ito's colours, which the colour-blind can tell apart, black, brown and grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#777777")
 MARKERS = "os^Dvphd<>"
-MAX_COLUMNS = 4
+MAX_WIDTH = 12.4  # inches
 
 
 class Picture(NamedTuple):
@@ -40,7 +40,7 @@ def panels(number: int, heights: tuple[float, ...] = (2.4,), width: float = 3.1)
 
     Returns: (figure, a tuple of axes for each).
     """
-    columns = min(number, MAX_COLUMNS)
+    columns = max(1, min(number, int(MAX_WIDTH / width)))
     rows = math.ceil(number / columns)
     figure = new_figure(max(width * columns, 5.5), sum(heights) * rows + 0.5)
     grid = figure.subplots(rows * len(heights), columns, squeeze=False, height_ratios=heights * rows)

@@ -46,7 +46,8 @@ def learning_picture(study: Study, student: str, number: int) -> Picture:
 def read_curves(cell: CellResult) -> tuple[Curve, Curve]:
     """(step -> distillation loss on train since the line before, step -> score on validation in points)."""
     lines = [json.loads(line) for line in (Path(cell.folder) / METRICS).read_text(encoding="utf-8").splitlines()]
-    losses = {line["step"]: line[LOSS] for line in lines if LOSS in line}
+    # null where --on_nan skip left out every step since the line before
+    losses = {line["step"]: line[LOSS] for line in lines if line.get(LOSS) is not None}
     evaluations = {line["step"]: line["evaluation"] for line in lines if "evaluation" in line}
     return losses, {step: 100 * next(iter(splits.values()))[cell.metric] for step, splits in evaluations.items()}
 

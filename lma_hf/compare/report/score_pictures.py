@@ -38,7 +38,8 @@ def seed_picture(study: Study, student: str, number: int) -> Picture:
     """A panel a task, a column a variant, a dot a seed; a line joins what has the same seed."""
     variants = study.variants_of(student)
     colours = colours_of(variant.name for variant in variants)
-    figure, grid = panels(len(study.tasks), (2.2 + 0.05 * max(len(variant.name) for variant in variants),))
+    height = 2.2 + 0.05 * max(len(variant.name) for variant in variants)
+    figure, grid = panels(len(study.tasks), (height,), width=max(3.1, 0.8 + 0.2 * len(variants)))
     for (axes,), task in zip(grid, study.tasks, strict=True):
         points = [study.points(variant, task) for variant in variants]
         for seed in study.seeds:
@@ -57,8 +58,11 @@ def seed_picture(study: Study, student: str, number: int) -> Picture:
     return Picture(f"seeds-{number}", f"Every seed: {student}", caption, to_svg(figure))
 
 
-def cost_picture(averages: Sequence[Summary]) -> Picture:
-    """Average score against size and, where it was measured, latency; the line joins what nothing cheaper beats."""
+def cost_picture(averages: Sequence[Summary], left_out: int = 0) -> Picture:
+    """Average score against size and, where it was measured, latency; the line joins what nothing cheaper beats.
+
+    Args: averages: over the same tasks. left_out: how many variants lack a task, for the caption.
+    """
     shown = ["size_mb"] + (["latency_ms"] if all(each.latency_ms is not None for each in averages) else [])
     figure, grid = panels(len(shown), (4.0,), width=5.2)
     colours = colours_of(each.variant.name for each in averages)
@@ -70,11 +74,23 @@ def cost_picture(averages: Sequence[Summary]) -> Picture:
                 [getattr(each, key)], [each.mean], s=45, marker=marker, color=colours[each.variant.name], zorder=3
             )
         axes.plot(*pareto_front([(getattr(each, key), each.mean) for each in averages]), color=FAINT, linewidth=1)
+        _widen(axes)
         axes.set_xlabel(COSTS[key], fontsize=9, color=INK)
         axes.set_ylabel("mean score of the tasks", fontsize=9, color=INK)
     _cost_legend(figure, grid[0][0], colours, students)
     caption = "Colour: activation; shape: student. The line joins the models that no smaller (faster) one reaches."
+    if left_out:
+        caption += f" Left out: {left_out} that have not run on all tasks."
     return Picture("cost", "Score against size and latency", caption, to_svg(figure))
+
+
+def _widen(axes: Any) -> None:
+    """Let the axis of costs span a few percent, so that costs that hardly differ look alike."""
+    low, high = axes.get_xlim()
+    centre = (low + high) / 2
+    half = max(high - centre, 0.02 * centre)
+    axes.set_xlim(centre - half, centre + half)
+    axes.ticklabel_format(axis="x", useOffset=False)
 
 
 def _cost_legend(figure: Any, axes: Any, colours: dict[str, str], students: Sequence[str]) -> None:

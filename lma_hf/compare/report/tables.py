@@ -38,7 +38,7 @@ def summary_row(summary: Summary) -> dict[str, Any]:
         "num_seeds": len(summary.points),
         "mean": summary.mean,
         "std": summary.std,
-        "teacher": summary.teacher,
+        "teacher_mean": summary.teacher,
         "share_of_teacher_percent": summary.share_of_teacher,
         **{f"train_{name}": value for name, value in summary.losses.items()},
         "num_parameters": summary.num_parameters,
@@ -92,8 +92,7 @@ def score_table(study: Study, student: str, summaries: Sequence[Summary]) -> Tex
     found = {(each.variant, each.task): each for each in summaries if each.variant.student == student}
     columns = _task_columns(study)
     with_latency = any(each.latency_ms is not None for each in found.values())
-    teacher = [next((each.teacher for (_, at), each in found.items() if at == task), None) for task in columns]
-    rows = [("teacher", [Entry(_number(value)) for value in teacher])] if any(teacher) else []
+    rows = _teacher_row(found, columns)
     for variant in study.variants_of(student):
         entries = [_score_entry(study, found.get((variant, task))) for task in columns]
         rows.append((variant.name, entries + _cost_entries(found, variant, with_latency)))
@@ -101,6 +100,13 @@ def score_table(study: Study, student: str, summaries: Sequence[Summary]) -> Tex
     headings += ["ms"] if with_latency else []
     padded = [(name, entries + [Entry("")] * (len(headings) - len(entries))) for name, entries in rows]
     return TextTable(student, headings, padded)
+
+
+def _teacher_row(found: Mapping[Any, Summary], columns: Sequence[str]) -> list[tuple[str, list[Entry]]]:
+    """The teacher's scores, where all variants have the same one."""
+    scores = {task: {each.teacher for (_, at), each in found.items() if at == task} for task in columns}
+    common = [next(iter(scores[task])) if len(scores[task]) == 1 else None for task in columns]
+    return [("teacher", [Entry(_number(value)) for value in common])] if any(common) else []
 
 
 def _task_columns(study: Study) -> list[str]:

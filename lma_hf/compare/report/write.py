@@ -1,11 +1,13 @@
 """`write_report`: a study's tables as CSV, and a report for people as Markdown and as one HTML file."""
 
+import contextlib
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from lma_hf.hub.card_words import listing
 
 logger = logging.getLogger(__name__)
 
-REPORT = "report"
+REPORT, SCRATCH = "report", ".report-"
 WANTED = 0.5
 Compared = Mapping[str, Sequence[Difference]]
 
@@ -45,12 +47,10 @@ def write_report(study_dir: str | Path, *, baselines: Sequence[str] | None = Non
         raise DataError(f"{study_dir} holds no finished cell of a study; give the folder of `lma-hf compare`")
     study = Study(results, read_plan(study_dir))
     summaries = summarise(study)
-    compared = {
-        baseline: compare_to_baseline(study, baseline, wanted) for baseline in baselines or [study.plan.baseline]
-    }
+    compared = _compare(study, baselines, wanted)
     pictures = draw_pictures(study, summaries, compared)
     context = report_context(study, summaries, compared, wanted, title=study_dir.resolve().name)
-    with tempfile.TemporaryDirectory(dir=study_dir, prefix=".report-") as scratch:
+    with _alone(study_dir), tempfile.TemporaryDirectory(dir=study_dir, prefix=SCRATCH) as scratch:
         folder = Path(scratch) / REPORT
         _write_files(folder, context, pictures)
         tables.write_rows([tables.summary_row(each) for each in summaries], folder / "summary.csv")
@@ -59,6 +59,27 @@ def write_report(study_dir: str | Path, *, baselines: Sequence[str] | None = Non
         shutil.rmtree(study_dir / REPORT, ignore_errors=True)
         os.replace(folder, study_dir / REPORT)
     return study_dir / REPORT
+
+
+def _compare(study: Study, baselines: Sequence[str] | None, wanted: float) -> Compared:
+    """Baseline -> differences; the study's own may have no finished cell yet, one that is asked for must have."""
+    own = study.plan.baseline
+    if not baselines and all(variant.activation != own for variant in study.cells):
+        return {own: []}
+    return {baseline: compare_to_baseline(study, baseline, wanted) for baseline in baselines or [own]}
+
+
+@contextlib.contextmanager
+def _alone(study_dir: Path) -> Iterator[None]:
+    """Hold a lock of the folder: processes that run one study end at the same moment. Drop what killed ones left."""
+    descriptor = os.open(study_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for leftover in study_dir.glob(f"{SCRATCH}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def draw_pictures(study: Study, summaries: Sequence[Summary], compared: Compared) -> list[Picture]:
@@ -79,8 +100,8 @@ def draw_pictures(study: Study, summaries: Sequence[Summary], compared: Compared
     numbered = list(enumerate(study.students, 1))
     pictures += [seed_picture(study, student, number) for number, student in numbered]
     pictures += [learning_picture(study, student, number) for number, student in numbered]
-    averages = [each for each in summaries if each.task == AVERAGE]
-    pictures += [cost_picture(averages)] if averages else []
+    averages = [each for each in summaries if each.task == AVERAGE and list(each.tasks) == list(study.tasks)]
+    pictures += [cost_picture(averages, left_out=len(study.cells) - len(averages))] if averages else []
     return [*pictures, *learned_pictures(study)]
 
 
