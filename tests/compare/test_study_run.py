@@ -133,7 +133,8 @@ def test_cell_that_something_else_has_ended_is_reported_and_goes_on(tmp_path, nu
     job, answers = job_of(config, cells[0]), []
     thread = threading.Thread(target=lambda: answers.append(run_cell(job)))
     thread.start()
-    wait_until(lambda: (job.running / "run" / "checkpoints").is_dir())
+    log = job.running / "log.txt"
+    wait_until(lambda: log.is_file() and b"100%" in log.read_bytes())
     os.kill(pids(tmp_path)[0], number)
     thread.join(10)
     assert answers == [f"ended by signal {int(number)}; its last line: training: 100%"]
