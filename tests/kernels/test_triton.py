@@ -26,7 +26,7 @@ SAMPLES = samples()
 UNIT = torch.finfo(torch.float32).eps / 2
 
 
-@pytest.fixture(scope="module", params=["interpreter", "cuda"])
+@pytest.fixture(scope="module", params=[pytest.param("interpreter", marks=pytest.mark.extended), "cuda"])
 def computed(request, tmp_path_factory):
     """Everything that the worker computed: group -> case -> results."""
     if request.param == "cuda" and not torch.cuda.is_available():
