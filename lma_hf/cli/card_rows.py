@@ -12,12 +12,14 @@ from lma_hf.data.glue import resolve_task
 from lma_hf.errors import ConfigError
 from lma_hf.hub.card_words import activation_title
 from lma_hf.hub.comparison import ComparedModel, Comparison
+from lma_hf.hub.public_records import without_paths
 from lma_hf.training.checkpoint import RESULTS, RUN_CONFIG
 from lma_hf.training.config import DistillConfig, TeachConfig
+from lma_hf.training.resume import MAY_DIFFER, PLACES
 
 BATCH_SIZES = (1, 32)
-# options that say where things are and how they are run, but not what comes out
-INCIDENTAL = {"output_dir", "overwrite_output_dir", "report_to", "logging_steps", "per_device_eval_batch_size", "seed"}
+# options that say how things are run, but not what comes out
+INCIDENTAL = MAY_DIFFER - PLACES | {"teacher_cache", "seed"}
 # options of the activation itself
 ACTIVATION = {"activation", "num_segments", "range_sigmas", "statistics", "init", "continuous", "per_channel"}
 ACTIVATION |= {"activation_learning_rate", "calibration_batches"}
@@ -43,8 +45,7 @@ class Run:
     def recipe(self):
         """Option -> value of all that decides what comes out, besides the seed; paths are their last component."""
         values = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in INCIDENTAL}
-        names = {key: Path(values[key]).name for key in ("dataset", "teacher", "model_name_or_path") if key in values}
-        return values | names
+        return without_paths(values) | {key: Path(values[key]).name for key in PLACES if key in values}
 
 
 def read_run(folder):

@@ -8,12 +8,15 @@ from lma_hf.cli.card import write_card
 from lma_hf.data.sources import is_local
 from lma_hf.errors import ConfigError
 from lma_hf.hub.check import check_no_token, check_reload
+from lma_hf.hub.curves import CURVES
 from lma_hf.hub.provenance import CARD
 from lma_hf.hub.push import check_repo_id, find_token, list_files, push_folder
 from lma_hf.hub.stage import stage
 from lma_hf.kernels.registry import use_kernel
 from lma_hf.training.config import PushConfig
 
+# what a card is written from
+CARD_OPTIONS = ("license", "base_model", "teacher", "baselines", "other_seeds", "dataset")
 HOW_TO_LOAD = """Three ways to load it:
   AutoModelForSequenceClassification.from_pretrained("{id}"{revision}, trust_remote_code=True)  # without lma_hf
   import lma_hf; AutoModelForSequenceClassification.from_pretrained("{id}"{revision})           # with it
@@ -41,6 +44,7 @@ def push_student(model_dir, repo_id=None, **options):
     if not model_dir.is_dir():
         raise ConfigError(f"model_dir {str(model_dir)!r} is no folder; give the output_dir of a finished run")
     check_repo_id(config.repo_id)
+    _check_own_card(config, model_dir)
     token = None if config.dry_run else find_token(config.token)
     with tempfile.TemporaryDirectory(prefix="lma-hf-push-") as folder:
         prepare(config, model_dir, Path(folder), token)
@@ -61,6 +65,16 @@ def push_student(model_dir, repo_id=None, **options):
     return pushed
 
 
+def _check_own_card(config, model_dir):
+    """Raises: ConfigError if the folder has a card, and options say how to write one."""
+    given = [name for name in CARD_OPTIONS if getattr(config, name)]
+    if given and (model_dir / CARD).is_file():
+        raise ConfigError(
+            f"{model_dir / CARD} is pushed as the card, so {', '.join(given)} would have no effect; drop them, or move that "
+            "file away and have a card written"
+        )
+
+
 def prepare(config, model_dir, folder, token=None):
     """Fill `folder` with what goes to the hub, and check it; only the card may ask the hub for something.
 
@@ -71,7 +85,8 @@ def prepare(config, model_dir, folder, token=None):
     with use_kernel("reference"):
         check_reload(folder, model, tokenizer)
     if (model_dir / CARD).is_file():
-        shutil.copyfile(model_dir / CARD, folder / CARD)
+        for name in filter(lambda name: (model_dir / name).is_file(), (CARD, CURVES)):
+            shutil.copyfile(model_dir / name, folder / name)
     else:
         _write_card(config, model_dir, folder, model, token)
     check_no_token(folder, token)

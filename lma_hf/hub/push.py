@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 WAITS_S = (1, 4, 10)  # before the second, third and fourth try
 MAX_WAIT_S = 60  # whatever the hub asks for
 TEMPORARY_STATUS = (408, 429, 500, 502, 503, 504)
-# What a load looks at. Such files of an earlier push must go: old weights beside new ones would be loaded.
-LOADED_PATTERNS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
+# What a load of model or tokenizer looks at. Such files of an earlier push must go: old weights beside new ones would
+# be loaded. Whatever else somebody has put there (requirements.txt, handler.py) stays.
+LOADED_PATTERNS = ("*.safetensors", "*.bin", "*.index.json", "*.model", "*.jinja", "*_lma.py", "*config.json")
+LOADED_PATTERNS += ("*token*.json", "vocab.*", "merges.txt")
 COMMIT_MESSAGE = "Upload model with lma_hf"
 ADVICE = {
     401: "the token is not valid there; make one with write access, then run `hf auth login` or set HF_TOKEN",
@@ -164,6 +166,8 @@ class _Commit:
         additions = [CommitOperationAdd(path, str(file)) for path, file in self.files.items()]
         self._upload(api, additions)
         gone = [path for path in present if "/" not in path and path not in self.files and _is_loaded(path)]
+        if gone:
+            logger.warning("files of an earlier model are removed from %s: %s", self.repo_id, ", ".join(gone))
         return api.create_commit(
             self.repo_id,
             [*additions, *map(CommitOperationDelete, gone)],

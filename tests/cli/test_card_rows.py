@@ -32,12 +32,13 @@ def student_dir(distill):
 
 @pytest.fixture(scope="module")
 def other_seed_dir(distill):
-    return distill("student-lma-7", "--seed", "7")
+    return distill("student-lma-7", "--seed", "7", "--save_minutes", "5")
 
 
 @pytest.fixture(scope="module")
-def baseline_dir(distill):
-    return distill("student-gelu", "--activation", "gelu", "--learning_rate", "1e-4")
+def baseline_dir(distill, tmp_path_factory):
+    cache = ["--teacher_cache", str(tmp_path_factory.mktemp("secret"))]
+    return distill("student-gelu", "--activation", "gelu", "--learning_rate", "1e-4", *cache)
 
 
 def results_of(folder):

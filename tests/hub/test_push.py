@@ -21,11 +21,12 @@ FILES = {
     "model.safetensors": bytes(range(256)) * 8,
     "curves.png": b"\x89PNG" * 40,
 }
+THEIRS = {"notes.md": b"mine", "requirements.txt": b"mine"}
 OLD = {
     "config.json": b"old",
     "model-00001-of-00002.safetensors": b"old",
-    "modeling_old.py": b"old",
-    "notes.md": b"mine",
+    "old_lma.py": b"old",
+    **THEIRS,
 }
 # what huggingface_hub asks once a day is no part of a push
 OURS = r"^(?!/api/agent-harnesses)"
@@ -83,7 +84,7 @@ def test_same_content_again_makes_no_commit(in_process, folder):
 def test_files_that_a_load_would_find_are_replaced_and_others_stay(in_process, folder):
     repo = in_process.add_repo(REPO, {**OLD, "onnx/model.onnx": b"mine", ".gitignore": b"*.safetensors\n"})
     assert not push(in_process, folder).private
-    kept = {"notes.md": b"mine", "onnx/model.onnx": b"mine", ".gitignore": b"*.safetensors\n"}
+    kept = {**THEIRS, "onnx/model.onnx": b"mine", ".gitignore": b"*.safetensors\n"}
     assert files_of(repo) == {**FILES, **kept}
     assert len(repo.history()) == 3
 
@@ -103,7 +104,7 @@ def test_a_hub_that_fails_from_any_request_on_keeps_old_or_new(in_process, folde
         except PushError as error:
             check_silent(error)
         state = files_of(repo, "dev")
-        assert state in (OLD, {**FILES, "notes.md": b"mine"})
+        assert state in (OLD, {**FILES, **THEIRS})
         assert len(repo.history("dev")) == (2 if state == OLD else 3)
         assert files_of(repo) == OLD
         outcomes.append(state != OLD)
@@ -129,7 +130,7 @@ def test_a_hub_that_fails_once_gets_all_in_one_commit(in_process, folder, how):
         repo = in_process.add_repo(REPO, OLD)
         in_process.fail(how, path=OURS, nth=nth, times=1)
         pushed = push(in_process, folder, timeout_s=0.3 if how == "hang" else 5)
-        assert files_of(repo) == {**FILES, "notes.md": b"mine"}
+        assert files_of(repo) == {**FILES, **THEIRS}
         assert [commit.title for commit in repo.history()] == ["Upload model with lma_hf", "files", "initial commit"]
         assert pushed.commit == repo.head().oid
         if not any(entry.status in (0, how) for entry in in_process.requests):

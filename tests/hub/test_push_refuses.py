@@ -138,13 +138,17 @@ def test_dry_run_sends_nothing_and_leaves_the_folder_alone(in_process, run_dir, 
 
 def test_a_card_of_ones_own_revision_and_message(in_process, run_dir, unchecked, capsys):
     (run_dir / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    (run_dir / "activation_curves.png").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="is pushed as the card, so license would have no effect"):
+        push_student(run_dir, REPO, token=TOKEN, license="mit")
     (run_dir / "secret.txt").write_text("not for the hub")
     (run_dir / "checkpoint-10").mkdir()
     (run_dir / "checkpoint-10" / "optimizer.pt").write_bytes(b"large")
     pushed = push_student(run_dir, REPO, token=TOKEN, revision="v2", commit_message="Second", private=False)
     commit = in_process.model(REPO).head("v2")
     assert (commit.oid, commit.title) == (pushed.commit, "Second")
-    assert commit.files["README.md"] == (run_dir / "README.md").read_bytes()
+    for name in ("README.md", "activation_curves.png"):
+        assert commit.files[name] == (run_dir / name).read_bytes()
     assert not {"secret.txt", "checkpoint-10/optimizer.pt"} & set(commit.files)
     assert set(in_process.model(REPO).head().files) == {".gitattributes"}
     assert 'revision="v2", trust_remote_code=True)' in capsys.readouterr().out
