@@ -70,8 +70,8 @@ def _check_own_card(config, model_dir):
     given = [name for name in CARD_OPTIONS if getattr(config, name)]
     if given and (model_dir / CARD).is_file():
         raise ConfigError(
-            f"{model_dir / CARD} is pushed as the card, so {', '.join(given)} would have no effect; drop them, or move that "
-            "file away and have a card written"
+            f"{model_dir / CARD} is pushed as the card, so {', '.join(given)} would have no effect; drop them, or "
+            "move it away and have a card written"
         )
 
 
