@@ -35,10 +35,15 @@ class UsedEmbeddings(nn.Module):
 
     @staticmethod
     def suit(model):
-        """Whether the model's word embeddings train, and are nothing else (an output layer may share the table)."""
-        table, output = model.get_input_embeddings(), model.get_output_embeddings()
-        shared = output is not None and output.weight is table.weight
-        return type(table) is nn.Embedding and table.weight.requires_grad and not shared
+        """Whether the model's word embeddings train, and are looked up in one module, which nothing else shares."""
+        try:
+            table = model.get_input_embeddings()
+        except NotImplementedError:  # CANINE hashes characters into several tables
+            return False
+        if type(table) is not nn.Embedding or not table.weight.requires_grad:
+            return False
+        # an output layer may share the weight; so may the encoder's own table, where T5 looks its words up
+        return sum(getattr(module, "weight", None) is table.weight for module in model.modules()) == 1
 
     def __enter__(self):
         self.table.weight.requires_grad_(False)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from helpers import VOCAB, tiny_config, tiny_model
+from helpers import HEADS, VOCAB, tiny_config, tiny_model
 from torch.utils.data import DataLoader
+from transformers import AutoConfig
 
+from lma_hf.compare.tiny_architectures import FAMILIES, build
 from lma_hf.distillation.objective import TaskObjective
 from lma_hf.training.config import TeachConfig
 from lma_hf.training.trainer import Trainer
@@ -17,18 +19,18 @@ from lma_hf.training.used_embeddings import UsedEmbeddings
 PAD, WORDS = 0, range(5, 40)  # of the rows; the vocabulary has more
 
 
-def rows(count=32):
-    """Rows of 3 to 6 words of WORDS, padded to 6."""
+def rows(count=32, padded=True):
+    """Rows of 3 to 6 words of WORDS, padded to 6; or all of 6."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(WORDS.start, WORDS.stop, (count, 6), generator=generator)
-    mask = torch.arange(6) < torch.randint(3, 7, (count, 1), generator=generator)
+    mask = torch.arange(6) < torch.randint(3 if padded else 6, 7, (count, 1), generator=generator)
     return [
         {"input_ids": row, "attention_mask": its.long(), "labels": (row[0] > WORDS.stop // 2).long()}
         for row, its in zip(ids.where(mask, PAD), mask, strict=True)
     ]
 
 
-def train(model, token_ids, **values):
+def train(model, token_ids, data=None, **values):
     """Two epochs with a strong weight decay. Returns: the tables that evaluations have seen, the trainer."""
     values = {
         "learning_rate": 1e-2,
@@ -47,7 +49,7 @@ def train(model, token_ids, **values):
     trainer = Trainer(
         model,
         TaskObjective(),
-        DataLoader(rows(), batch_size=4),
+        DataLoader(data or rows(), batch_size=4),
         evaluate=evaluate,
         save_best=lambda: None,
         log=lambda values, step: None,
@@ -76,6 +78,18 @@ def test_trains_as_the_whole_table_would(architecture, values, token_ids):
     assert (model.get_input_embeddings().weight[VOCAB - 1].abs() < start[VOCAB - 1].abs()).all()
 
 
+def test_words_that_another_module_looks_up_in_the_same_weight_train():
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": VOCAB}
+    # read at the end of every row
+    config = AutoConfig.for_model("t5", **sizes, dropout_rate=0.0, eos_token_id=1, decoder_start_token_id=0)
+    model = HEADS["classification"].from_config(config)
+    before = model.get_input_embeddings().weight.detach().clone()
+    data = [row | {"input_ids": row["input_ids"].index_fill(0, torch.tensor(0), 1)} for row in rows(padded=False)]
+    _, trainer = train(model, [1, *WORDS], data=data, weight_decay=0.0)
+    assert trainer.embeddings is None
+    assert (model.get_input_embeddings().weight - before)[list(WORDS)].abs().max() > 1e-3
+
+
 def test_leaves_the_table_as_it_was():
     model = tiny_model(config=tiny_config("bert", 1))
     names, forward = list(model.state_dict()), model.get_input_embeddings().forward
@@ -96,6 +110,7 @@ def test_only_embeddings_that_train_and_are_nothing_else():
     assert not UsedEmbeddings.suit(tiny_model(head="masked_lm", config=tiny_config("bert", 1)))
     model.get_input_embeddings().requires_grad_(False)
     assert not UsedEmbeddings.suit(model)
+    assert not UsedEmbeddings.suit(build(FAMILIES[0], "canine"))  # has several tables
     _, trainer = train(model, [PAD, *WORDS])
     assert trainer.embeddings is None
     assert not model.get_input_embeddings().weight.requires_grad
