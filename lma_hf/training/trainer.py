@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import gather_object, tqdm
+from accelerate.utils import DistributedType, gather_object, tqdm
 
 from lma_hf.errors import TrainingError
 from lma_hf.training.batches import BatchStream
@@ -217,6 +217,9 @@ class Trainer:
         if not (self.config.max_grad_norm or self.guard):
             return
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            # accelerate compares them with the model's one by one, which fails where the order is another
+            parameters = [*self.model.parameters(), *self.objective.parameters()]
         # an infinite limit measures the norm only
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
         if self.guard:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from helpers import HEADS, VOCAB, NoTokenizer, tiny_config, tiny_model
 from torch import nn
 from torch.utils.data import DataLoader
@@ -230,6 +230,22 @@ def test_same_seed_same_weights():
         states.append(model.state_dict())
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
     assert not torch.equal(states[2]["classifier.weight"], states[0]["classifier.weight"])
+
+
+@pytest.mark.parametrize("projections", [0, 1])
+def test_gradients_are_clipped_with_fsdp(monkeypatch, projections):
+    objective = TaskObjective()
+    objective.projections = nn.ModuleList(nn.Linear(2, 2) for _ in range(projections))
+    model = tiny_model(config=tiny_config("bert", 1))
+    _, trainer = train(model, Records(), objective=objective, max_steps=1, max_grad_norm=0.5)
+    trained = [*model.parameters(), *objective.parameters()]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    trainer._clip_gradients()
+    norm = torch.cat([parameter.grad.flatten() for parameter in trained]).norm()
+    assert norm.item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_evaluation_mode_does_not_leak_into_training():
