@@ -32,7 +32,7 @@ def distill(config):
     if run.finished_results is not None:
         return run.finished_results
     splits, task = load_data(config, with_train=True)
-    tokenizer, teacher = run.load(config.teacher, "teacher")
+    tokenizer, teacher = run.load(config.teacher, "teacher", complete=True)
     student_tokenizer, pretrained = load_pretrained_student(run, teacher, tokenizer)
     layer_map = (
         []

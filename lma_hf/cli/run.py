@@ -59,13 +59,13 @@ class TrainingRun:
         # a run to resume may be started anew if it has no checkpoint yet
         resumes = config.resume and (self.output_dir / RUN_CONFIG).is_file()
         overwrite = config.overwrite_output_dir or resumes
-        check_output_dir(self.output_dir, overwrite, [config.dataset, source], resumable=True)
+        check_output_dir(self.output_dir, overwrite, self._inputs(), resumable=True)
         check_trackers(config.report_to)
         self.accelerator = make_accelerator(
             config,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=config.report_to or None,
-            project_dir=config.output_dir,
+            project_dir=str(self.output_dir),
         )
         if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
             # it asks the data loader, whose batches may be smaller at the end of an epoch
@@ -75,6 +75,12 @@ class TrainingRun:
         if resumes:
             check_same_config(self._resolved_config(), self.output_dir / RUN_CONFIG)
             self.finished_results = read_results(self.output_dir)
+
+    def _inputs(self):
+        """Names or paths of all that the run reads."""
+        config, names = self.config, ("student_name_or_path", "unlabelled_dataset", "teacher_cache")
+        optional = [getattr(config, name, None) for name in names]
+        return [config.dataset, self.source, *getattr(config, "extra_teachers", ()), *filter(None, optional)]
 
     def load(self, name_or_path, what, **kwargs):
         """(tokenizer, model on this process's device); a model with packed weights is made an ordinary one."""
@@ -86,7 +92,15 @@ class TrainingRun:
         return tokenizer, model.to(self.accelerator.device)
 
     def tokenize(self, splits, task, tokenizer, mapping):
-        """Tokenized splits; training labels become the model's, validation labels stay the dataset's."""
+        """Tokenized splits; training labels become the model's, validation labels stay the dataset's.
+
+        Raises: ConfigError if a split is both.
+        """
+        if task.train_split in task.validation_splits:
+            raise ConfigError(
+                f"train_split {task.train_split!r} is the validation split too, whose labels are its own; name "
+                "two, such as train[:90%] and train[90%:], or the same rows as train[:100%]"
+            )
         if mapping is not None:
             splits = DatasetDict({**splits, task.train_split: align_labels(splits[task.train_split], mapping)})
         return tokenize_splits(splits, task, tokenizer, self.config.max_length)

@@ -65,7 +65,7 @@ def load_extra_teachers(run, task, tokenizer, first):
     """
     found = []
     for number, name in enumerate(run.config.extra_teachers, start=1):
-        its_tokenizer, model = run.load(name, f"extra teacher {number}")
+        its_tokenizer, model = run.load(name, f"extra teacher {number}", complete=True)
         if its_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise ConfigError(f"extra teacher {name!r} has another vocabulary than {run.config.teacher!r}; drop it")
         if its_tokenizer.model_input_names != tokenizer.model_input_names:

@@ -37,7 +37,7 @@ def check_output_dir(output_dir, overwrite, inputs=(), resumable=False, overwrit
         raise OutputDirError(f"output_dir {path} holds another run ({min(contents).name} ...); {advice}")
     if not any((path / name).is_file() for name in (RUN_CONFIG, RESULTS)):
         raise OutputDirError(f"output_dir {path} holds files but no run ({RUN_CONFIG}); choose another folder")
-    for used in (Path.cwd(), *map(Path, inputs)):
+    for used in (Path.cwd(), *(Path(name).expanduser() for name in inputs)):
         if used.exists() and used.resolve().is_relative_to(path.resolve()):
             raise OutputDirError(f"output_dir {path} holds {used}, which this run needs; choose another folder")
 

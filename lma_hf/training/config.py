@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from lma_hf.distillation.objective import FEATURES
@@ -138,17 +139,27 @@ class DistillConfig(QuantizeConfig, LossConfig, TrainConfig):
         self.check_quantization()
         if self.quantize is not None and self.train != "all":
             raise ConfigError(f"quantize is {self.quantize!r} and train {self.train!r}, allowed then is all")
-        if self.teacher_cache and (live := {"attention", "relation"} & set(self.weighted_parts)):
-            raise ConfigError(
-                f"teacher_cache keeps logits and hidden states, but {min(live)}_loss_weight looks into the teacher; "
-                "drop one of them"
-            )
+        if self.teacher_cache:
+            self._check_teacher_cache()
         if self.student_name_or_path is not None:
             self._check_pretrained_student()
         if self.train != "all" and (self.hidden_size is not None or self.num_attention_heads is not None):
             raise ConfigError(
                 f"train is {self.train!r}, but a student with its own hidden_size or num_attention_heads starts from "
                 "random weights, which would stay random; drop these or train all"
+            )
+
+    def _check_teacher_cache(self):
+        if live := {"attention", "relation"} & set(self.weighted_parts):
+            raise ConfigError(
+                f"teacher_cache keeps logits and hidden states, but {min(live)}_loss_weight looks into the teacher; "
+                "drop one of them"
+            )
+        cache, output_dir = (Path(name).expanduser().resolve() for name in (self.teacher_cache, self.output_dir))
+        if cache.is_relative_to(output_dir):  # which the run empties when training starts
+            raise ConfigError(
+                f"teacher_cache {self.teacher_cache} lies in output_dir {self.output_dir}, which has to be empty when "
+                "training starts; name a folder outside it"
             )
 
     def _check_pretrained_student(self):

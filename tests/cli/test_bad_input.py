@@ -52,6 +52,12 @@ def test_wrong_column(fails):
     assert "text" in message
 
 
+def test_split_that_is_trained_on_and_scored(fails):
+    message = fails("--validation_split", "train")
+    assert "train_split 'train' is the validation split too" in message
+    assert "no better than" not in message
+
+
 def test_label_outside_the_range(fails, tmp_path):
     data = rows(
         tmp_path / "data", [{"text": "good", "label": 7}, {"text": "bad", "label": 0}], [{"text": "a", "label": 1}]
@@ -172,6 +178,24 @@ def test_overwriting_never_takes_the_inputs_or_a_folder_without_a_run(fails, tmp
     overwrite = ["--output_dir", str(teacher_dir), "--overwrite_output_dir", "true"]
     assert "which this run needs" in fails(*overwrite)
     assert (teacher_dir / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("option", ["student_name_or_path", "extra_teachers", "unlabelled_dataset"])
+def test_overwriting_never_takes_what_else_is_read(fails, tmp_path, monkeypatch, option):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "student" / "input").mkdir(parents=True)
+    (tmp_path / "student" / "results.json").write_text("{}")
+    message = fails(f"--{option}", "~/student/input", "--overwrite_output_dir", "true")
+    assert f"holds {tmp_path / 'student' / 'input'}, which this run needs" in message
+    assert (tmp_path / "student" / "input").is_dir()
+
+
+def test_teacher_without_a_trained_head_is_refused(fails, pretrained_dir):
+    assert f"teacher {str(pretrained_dir)!r} lacks 2 weights (classifier.bias" in fails(
+        "--teacher", str(pretrained_dir)
+    )
+    message = fails("--extra_teachers", str(pretrained_dir))
+    assert f"extra teacher 1 {str(pretrained_dir)!r} lacks 2 weights" in message
 
 
 def test_evaluation_file_is_not_replaced(fails, data_flags, teacher_dir):

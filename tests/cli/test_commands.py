@@ -10,8 +10,9 @@ from transformers import AutoModelForSequenceClassification
 
 import lma_hf
 from lma_hf.cli.__main__ import main
+from lma_hf.cli.run import TrainingRun
 from lma_hf.modeling.modeling_lma import learnable_activations
-from lma_hf.training.config import DistillConfig
+from lma_hf.training.config import DistillConfig, TeachConfig
 
 DISTILL = ["--num_layers", "2", "--num_train_epochs", "2", "--learning_rate", "2e-3"]
 DISTILL += ["--per_device_train_batch_size", "16", "--calibration_batches", "2"]
@@ -177,6 +178,13 @@ def test_tracker_receives_losses_and_scores(tmp_path, data_flags, teacher_dir):
     pytest.importorskip("tensorboard", reason="the trackers extra is not installed")
     distill(data_flags, teacher_dir, tmp_path / "student", "--report_to", "tensorboard")
     assert list((tmp_path / "student").rglob("events.out.tfevents.*"))
+
+
+def test_records_of_trackers_go_into_the_folder_that_home_stands_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = TeachConfig(task_name="sst2", output_dir="~/run", model_name_or_path="unused")
+    run = TrainingRun(config, "teach", config.model_name_or_path)
+    assert run.accelerator.project_dir == str(run.output_dir) == str(tmp_path / "run")
 
 
 def test_early_stopping(tmp_path, data_flags, teacher_dir):

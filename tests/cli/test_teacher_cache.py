@@ -183,6 +183,13 @@ def test_losses_that_look_into_the_teacher_are_refused(tmp_path, distill, capsys
     assert f"{loss}_loss_weight looks into the teacher; drop one of them" in capsys.readouterr().err
 
 
+def test_cache_in_the_folder_that_the_run_empties_is_refused(tmp_path, distill, capsys):
+    cache = tmp_path / "student" / "cache"
+    distill("student", "--teacher_cache", str(cache), code=2)
+    assert f"teacher_cache {cache} lies in output_dir {tmp_path / 'student'}" in capsys.readouterr().err
+    assert not (tmp_path / "student").exists()
+
+
 def test_unusable_folder_is_one_line(tmp_path, distill, capsys):
     (tmp_path / "file").write_text("")
     distill("student", "--teacher_cache", str(tmp_path / "file"), code=1)
