@@ -1,5 +1,6 @@
 """From a dataset's own columns to the ones we train on: checked texts and an integer or float "label"."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -54,7 +55,8 @@ def encode_split(dataset: Dataset, task: Task, where: str) -> Dataset:
     Args:
         task: with its label names filled in.
         where: names the split, opens every error message.
-    Returns: texts as string; "label" as int64 ids into `task.label_names`, or float32 for regression.
+    Returns: texts as string; "label" as int64 ids into `task.label_names`, or float32 for regression. Integers are
+        ids, except where the names are integers too.
     Raises: DataError for null or non-text texts and for labels that are missing, hidden, unknown or not numbers.
     """
     labels = (_scores if task.is_regression else _class_ids)(dataset, task, where)
@@ -117,11 +119,11 @@ def _checked_texts(column: pa.ChunkedArray, name: str, where: str) -> pa.Chunked
     return column
 
 
-def _check_not_hidden(labels: np.ndarray, is_hidden: bool, where: str) -> None:
+def _check_not_hidden(labels: np.ndarray, is_hidden: bool, where: str, advice: str = "use another split") -> None:
     if is_hidden:
         raise DataError(
             f"the labels of {where} are hidden ({HIDDEN_LABEL} in {np.sum(labels == HIDDEN_LABEL)} of {len(labels)} "
-            "rows); it cannot be trained on or scored, use another split"
+            f"rows); it cannot be trained on or scored, {advice}"
         )
 
 
@@ -130,7 +132,8 @@ def _infer_names(dataset: Dataset, task: Task, where: str) -> tuple[str, ...]:
     values = sorted(column.unique().to_pylist())
     names = tuple(str(value) for value in values)
     if pa.types.is_integer(column.type):
-        _check_not_hidden(np.asarray(column), HIDDEN_LABEL in values, where)
+        advice = f"use another split, or pass label_names if {HIDDEN_LABEL} is a class"
+        _check_not_hidden(np.asarray(column), HIDDEN_LABEL in values, where, advice)
         if values != list(range(len(values))):
             raise DataError(
                 f"{where} has the integer labels {values[0]} to {values[-1]} with {len(values)} different values; "
@@ -146,7 +149,11 @@ def _class_ids(dataset: Dataset, task: Task, where: str) -> np.ndarray:
     if _is_text(column):
         return _ids_of_names(column, task.label_names, where)
     ids = np.asarray(column)
-    _check_not_hidden(ids, bool(np.any(ids == HIDDEN_LABEL)), where)
+    by_name = _are_integers(task.label_names) and not isinstance(dataset.features[task.label_column], ClassLabel)
+    is_class = by_name and str(HIDDEN_LABEL) in task.label_names
+    _check_not_hidden(ids, not is_class and bool(np.any(ids == HIDDEN_LABEL)), where)
+    if by_name:
+        return _ids_of_names(column.cast(pa.string()), task.label_names, where)
     outside = (ids < 0) | (ids >= task.num_labels)
     if outside.any():
         row = _first(outside)
@@ -155,6 +162,11 @@ def _class_ids(dataset: Dataset, task: Task, where: str) -> np.ndarray:
             f"({', '.join(task.label_names)})"
         )
     return ids
+
+
+def _are_integers(names: tuple[str, ...]) -> bool:
+    """Whether integer labels can be meant by name: "1" to "5", say, but not "01" or "+1"."""
+    return all(re.fullmatch("0|-?[1-9][0-9]*", name) for name in names)
 
 
 def _ids_of_names(column: pa.ChunkedArray, label_names: tuple[str, ...], where: str) -> np.ndarray:

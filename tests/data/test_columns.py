@@ -7,6 +7,8 @@ from lma_hf.errors import DataError, LabelMismatchError
 
 MINE = custom_task("mine", ["text"], "label")
 NAMED = custom_task("mine", ["text"], "label", label_names=["negative", "positive"])
+STARS = custom_task("mine", ["text"], "label", label_names=list("12345"))
+SIGNS = custom_task("mine", ["text"], "label", label_names=["-1", "0", "1"])
 SCORES = custom_task("scores", ["text"], "label", is_regression=True)
 WHERE = "split 'train' of here"
 
@@ -31,6 +33,9 @@ def encode(dataset, task):
         ([True, False], MINE, ("false", "true"), [1, 0]),
         (["positive", "negative"], NAMED, ("negative", "positive"), [1, 0]),
         ([1, 1], NAMED, ("negative", "positive"), [1, 1]),
+        ([5, 1, 3], STARS, ("1", "2", "3", "4", "5"), [4, 0, 2]),
+        ([1, 4], STARS, ("1", "2", "3", "4", "5"), [0, 3]),
+        ([0, -1, 1], SIGNS, ("-1", "0", "1"), [1, 0, 2]),
         ([1, 5], SCORES, None, [1.0, 5.0]),
         ([0.5, 2.5], SCORES, None, [0.5, 2.5]),
     ],
@@ -55,6 +60,17 @@ def test_class_label_names_of_the_dataset_win_and_ids_stay():
     assert column[:] == [1, 0, 1]
 
 
+def test_ids_of_a_class_label_stay_ids_where_its_names_are_integers():
+    column, names = encode(dataset_of([1, 0, 3], ["1", "2", "3", "4", "5"]), MINE)
+    assert names == STARS.label_names
+    assert column[:] == [1, 0, 3]
+
+
+def test_integers_are_the_names_that_another_split_has_as_texts():
+    names = find_label_names({"train": dataset_of(["3", "1", "2"]), "validation": dataset_of([2, 1])}, MINE, "here")
+    assert encode_split(dataset_of([2, 1]), fill_label_names(MINE, names), WHERE)["label"][:] == [1, 0]
+
+
 @pytest.mark.parametrize("names", [["positive", "maybe"], ["positive", "negative", "maybe"]])
 def test_class_label_names_of_another_task_are_refused(names):
     with pytest.raises(LabelMismatchError, match=r"declares the labels \['positive'.*task 'mine' has \['negative'"):
@@ -74,7 +90,9 @@ def test_splits_that_declare_different_names_are_refused():
         ([0, 0], MINE, r"only the label \['0'\]; at least 2"),
         ([1, 1], MINE, "integer labels 1 to 1 with 1 different values"),
         (["a", "a"], MINE, r"has only the label \['a'\]; at least 2"),
-        ([0, -1, -1], MINE, r"hidden \(-1 in 2 of 3 rows\).*use another split"),
+        ([0, -1, -1], MINE, r"hidden \(-1 in 2 of 3 rows\).*use another split, or pass label_names if -1 is a class"),
+        ([5, -1], STARS, r"hidden \(-1 in 1 of 2 rows\).*use another split$"),
+        ([0, 5], STARS, "the label '0' in row 0; allowed: 1, 2, 3, 4, 5"),
         ([0.5, 1.0], MINE, "double labels; allowed: integers"),
         ([0, None], MINE, "1 missing labels, the first in row 1"),
         (["a", ""], MINE, "1 missing labels, the first in row 1"),
