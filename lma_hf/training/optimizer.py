@@ -19,8 +19,9 @@ def parameter_groups(modules, activation_parameters, config):
         id(parameter)
         for module in modules
         for part in module.modules()
-        if isinstance(part, nn.LayerNorm)
-        for parameter in part.parameters()
+        # LlamaRMSNorm, T5LayerNorm and kin are no subclasses of torch's; one of SqueezeBERT's holds a convolution
+        if isinstance(part, nn.LayerNorm) or type(part).__name__.endswith("Norm")
+        for parameter in part.parameters(recurse=False)
     }
     decay, no_decay, activation = [], [], []
     for module in modules:

@@ -6,6 +6,7 @@ from helpers import ARCHITECTURES, tiny_model
 from torch import nn
 
 from lma_hf import LMAConfig, swap_activations_
+from lma_hf.compare.tiny_architectures import FAMILIES, build
 from lma_hf.modeling.modeling_lma import activation_parameters
 from lma_hf.training.config import TeachConfig
 from lma_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
@@ -49,6 +50,19 @@ def test_every_trainable_parameter_is_in_its_group_exactly_once(architecture, se
     settings_of = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert settings_of == expected
     assert {rate for rate, _ in settings_of.values()} == {1e-3, 7e-3}
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type"),
+    [("decoder", "llama"), ("decoder", "nemotron"), ("encoder-decoder", "t5"), ("encoder", "squeezebert")],
+)
+def test_norms_that_are_not_torchs_do_not_decay(family, model_type):
+    model = build(next(each for each in FAMILIES if each.name == family), model_type)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay, no_decay = ([names[id(p)] for p in group["params"]] for group in parameter_groups([model], (), CONFIG))
+    assert any("norm" in name.lower() and name.endswith("weight") for name in no_decay)
+    assert not any("norm" in name.rsplit(".", 2)[-2].lower() for name in decay)
+    assert all(model.get_parameter(name).dim() > 1 for name in decay)
 
 
 def test_groups_without_parameters_are_absent():
