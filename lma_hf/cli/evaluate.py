@@ -12,7 +12,7 @@ from lma_hf.cli.evaluator import Evaluator
 from lma_hf.cli.loading import check_max_length, labels_of_model, load_data, load_model_dir
 from lma_hf.compare.profiling import print_table
 from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
-from lma_hf.data.glue import resolve_task
+from lma_hf.data.glue import hub_configuration, resolve_task
 from lma_hf.data.glue_server import SERVER_FILES, check_server_files, to_server_format, write_server_file
 from lma_hf.data.metrics import to_predictions
 from lma_hf.data.sources import find_splits, load_texts
@@ -65,7 +65,7 @@ def _validation_data(config):
     task = resolve_task(config)
     if config.predict and not config.validation_split:
         split = task.validation_splits[0]
-        if split not in find_splits(config.dataset, task, config.task_name):
+        if split not in find_splits(config.dataset, task, hub_configuration(config)):
             logger.warning("%s has no split '%s' of task '%s'; nothing is scored", config.dataset, split, task.name)
             return DatasetDict(), task
     return load_data(config, with_train=False)

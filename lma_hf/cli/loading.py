@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lma_hf.data.collate import PAD_TO_MULTIPLE_OF
-from lma_hf.data.glue import resolve_task
+from lma_hf.data.glue import hub_configuration, resolve_task
 from lma_hf.data.labels import label_mapping
 from lma_hf.data.sources import is_local, load_splits
 from lma_hf.errors import ConfigError, LabelMismatchError
@@ -22,8 +22,7 @@ def load_data(config, *, with_train):
     if with_train:
         caps[task.train_split] = config.max_train_samples
     caps_given = {split: cap for split, cap in caps.items() if cap is not None}
-    # GLUE on the hub has a configuration a task
-    dataset_config = config.task_name or config.dataset_config
+    dataset_config = hub_configuration(config)
     return load_splits(
         config.dataset, task, list(caps), dataset_config=dataset_config, max_samples=caps_given, seed=config.seed
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 
-from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model, resolve_task
+from lma_hf.cli.loading import check_max_length, load_tokenizer_and_model
 from lma_hf.cli.parser import to_yaml
 from lma_hf.compare.arms import parse_arms
 from lma_hf.compare.probe import COLUMNS, Plan, Probe
@@ -20,6 +20,7 @@ from lma_hf.compare.probe_worth import chosen_errors, error_table, rates_table, 
 from lma_hf.compare.profiling import environment
 from lma_hf.compare.roofline_plot import check_matplotlib
 from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
+from lma_hf.data.glue import hub_configuration, resolve_task
 from lma_hf.data.sources import load_texts
 from lma_hf.errors import ConfigError, DataError
 from lma_hf.training.checkpoint import RESULTS, RUN_CONFIG, check_output_dir, claim_output_dir, write_json
@@ -82,7 +83,7 @@ def load_ffns(config):
 
 def load_rows(config, task, split, count):
     """Texts of a split in an order that the seed fixes, at most `count`. Raises: DataError if it is not there."""
-    rows = load_texts(config.dataset, task, split, dataset_config=config.task_name or config.dataset_config)
+    rows = load_texts(config.dataset, task, split, dataset_config=hub_configuration(config))
     if rows is None:
         raise DataError(
             f"{config.dataset} has no split '{split}' with texts; name another in --train_split or --validation_split"

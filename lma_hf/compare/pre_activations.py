@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lma_hf.data.collate import make_dataloader, sort_by_length, tokenize_splits
-from lma_hf.data.glue import resolve_task
+from lma_hf.data.glue import hub_configuration, resolve_task
 from lma_hf.data.sources import load_texts
 from lma_hf.hub.curves import learned_activations, sample_curve
 from lma_hf.modeling.activation_lma import LMA
@@ -29,8 +29,7 @@ def text_batches(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iter
     Raises: DataError where the data cannot be read.
     """
     task = resolve_task(config)
-    dataset_config = config.task_name or config.dataset_config
-    rows = load_texts(config.dataset, task, task.validation_splits[0], dataset_config=dataset_config)
+    rows = load_texts(config.dataset, task, task.validation_splits[0], dataset_config=hub_configuration(config))
     if rows is None:
         return None
     rows = rows.select(range(min(NUM_ROWS, len(rows))))

@@ -146,12 +146,17 @@ def resolve_task(config: Any) -> Task:
             train_split=config.train_split or "train",
             validation_split=config.validation_split or "validation",
         )
-    task = get_task(config.task_name)
+    task = dataclasses.replace(get_task(config.task_name), label_column=config.label_column)
     if config.train_split:
         task = dataclasses.replace(task, train_split=config.train_split)
     if config.validation_split:
         task = dataclasses.replace(task, validation_splits=(config.validation_split,))
     return task
+
+
+def hub_configuration(config: Any) -> str | None:
+    """The configuration of a hub dataset that a `DataConfig` means; GLUE's has one a task."""
+    return config.dataset_config or config.task_name
 
 
 def fill_label_names(task: Task, label_names: Sequence[str]) -> Task:

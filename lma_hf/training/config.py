@@ -21,9 +21,9 @@ class DataConfig:
 
     task_name: str | None = option(None, "GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli); unset: own data")
     dataset: str = option("nyu-mll/glue", "hub id, or folder with <task>/<split>.parquet|csv|tsv|jsonl")
-    dataset_config: str | None = option(None, "own data: configuration of a hub dataset that has several")
+    dataset_config: str | None = option(None, "configuration of a hub dataset that has several; unset: the task_name")
     text_columns: list[str] | None = option(None, "own data: the text column, or the two of a sentence pair")
-    label_column: str = option("label", "own data: column of the label")
+    label_column: str = option("label", "column of the label")
     label_names: list[str] | None = option(None, "own data: class names in id order; unset: taken from the data")
     is_regression: bool = option(False, "own data: the label is a number")
     train_split: str | None = option(None, "training split, where it differs from the task's; slices: train[:90%]")

@@ -7,7 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
+from lma_hf.cli import extra_data
 from lma_hf.cli.__main__ import main
+from lma_hf.cli.extra_data import add_unlabelled
+from lma_hf.data.glue import resolve_task
+from lma_hf.errors import DataError
+from lma_hf.training.config import DistillConfig
 
 FLAGS = ["--num_layers", "2", "--max_steps", "6", "--logging_steps", "3", "--calibration_batches", "2"]
 FLAGS += ["--per_device_train_batch_size", "16", "--learning_rate", "2e-3"]
@@ -84,7 +89,21 @@ def test_unlabelled_texts_are_distilled_on(tmp_path, distill, relabelled_dir):
     # -100 is not moved where dataset and teacher order their labels differently
     distill("--unlabelled_dataset", str(folder), "--teacher", str(relabelled_dir), name="other")
     assert losses(tmp_path / "other")[-1] == pytest.approx(losses(tmp_path / "all")[-1], rel=1e-2)
+    sliced = distill("--unlabelled_dataset", str(folder), "--train_split", "train[:50%]", name="sliced")
+    assert sliced["labelled_share"] == 160 / 240
     assert "has no split 'train'" in distill("--unlabelled_dataset", str(tmp_path / "all"), code=2)
+
+
+@pytest.mark.parametrize(("source", "configuration"), [("me/data", "mine"), ("me/texts", None)])
+def test_unlabelled_texts_have_the_configuration_of_the_same_dataset_only(monkeypatch, source, configuration):
+    calls = []
+    monkeypatch.setattr(extra_data, "load_texts", lambda *args, dataset_config: calls.append((args, dataset_config)))
+    values = {"dataset": "me/data", "dataset_config": "mine", "text_columns": ["text"], "train_split": "train[:50%]"}
+    config = DistillConfig(**values, teacher="unused", output_dir="unused", unlabelled_dataset=source)
+    task = resolve_task(config)
+    with pytest.raises(DataError, match="has no split 'train' with texts"):
+        add_unlabelled({task.train_split: None}, task, config)
+    assert calls == [((source, task, "train"), configuration)]
 
 
 def test_warm_up_is_recorded(distill):

@@ -2,9 +2,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Features
 
-from lma_hf.data.glue import GLUE_TASKS, custom_task, fill_label_names, get_task
+from lma_hf.data.glue import GLUE_TASKS, custom_task, fill_label_names, get_task, hub_configuration, resolve_task
 from lma_hf.data.metrics import METRICS
 from lma_hf.errors import DataError
+from lma_hf.training.config import EvaluateConfig
 
 SPLITS_WITH_NAMES = ("train", "validation", "validation_matched")
 
@@ -64,6 +65,15 @@ def test_unknown_classes_are_an_error_until_they_are_filled_in():
         _ = task.num_labels
     filled = fill_label_names(task, ["no", "yes"])
     assert (filled.num_labels, filled.metrics) == (2, ("accuracy", "f1"))
+
+
+def test_task_of_a_config_takes_what_is_said_of_its_columns_and_the_hub():
+    config = EvaluateConfig(model_dir="m", task_name="sst2")
+    assert resolve_task(config) == get_task("sst2")
+    assert hub_configuration(config) == "sst2"
+    config = EvaluateConfig(model_dir="m", task_name="sst2", label_column="gold", dataset_config="default")
+    assert resolve_task(config).label_column == "gold"
+    assert hub_configuration(config) == "default"
 
 
 def test_filling_in_names_keeps_the_metrics_of_a_glue_task():
