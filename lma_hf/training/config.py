@@ -143,10 +143,12 @@ class DistillConfig(QuantizeConfig, LossConfig, TrainConfig):
             self._check_teacher_cache()
         if self.student_name_or_path is not None:
             self._check_pretrained_student()
-        if self.train != "all" and (self.hidden_size is not None or self.num_attention_heads is not None):
+        from_scratch = self.hidden_size is not None or self.num_attention_heads is not None
+        if from_scratch and (self.train != "all" or self.freeze_embeddings):
+            frozen = f"train is {self.train!r}" if self.train != "all" else "freeze_embeddings is true"
             raise ConfigError(
-                f"train is {self.train!r}, but a student with its own hidden_size or num_attention_heads starts from "
-                "random weights, which would stay random; drop these or train all"
+                f"{frozen}, but a student with its own hidden_size or num_attention_heads starts from random weights, "
+                "which would stay random; drop these or train all"
             )
 
     def _check_teacher_cache(self):

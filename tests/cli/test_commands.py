@@ -171,6 +171,8 @@ def test_activations_alone_need_some_and_weights_to_stand_on(tmp_path, data_flag
     flags = ["--train", "activations", "--hidden_size", "16", "--num_attention_heads", "2"]
     assert main([*common, *flags]) == 2
     assert "would stay random" in capsys.readouterr().err
+    assert main([*common, "--freeze_embeddings", "true", "--hidden_size", "16"]) == 2
+    assert "freeze_embeddings is true, but a student with its own hidden_size" in capsys.readouterr().err
     assert not (tmp_path / "student").exists()
 
 
