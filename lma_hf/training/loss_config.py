@@ -10,6 +10,14 @@ from lma_hf.errors import ConfigError
 from lma_hf.training.options import check_not_negative, check_positive, option
 
 WEIGHTS = tuple(f"{part}_loss_weight" for part in ("task", "distill", *FEATURES))
+# without which an option would have no effect
+NEEDS = {
+    "temperature": "distill_loss_type kl",
+    **dict.fromkeys(("hidden_cosine_layers", "hidden_cosine_tokens"), "hidden_cosine_loss_weight"),
+    "attention_loss_type": "attention_loss_weight",
+    **dict.fromkeys(("relation_heads", "relation_layer"), "relation_loss_weight"),
+    "max_unlabelled_samples": "unlabelled_dataset",
+}
 SCHEDULED = ("temperature", "replacement_rate", *WEIGHTS)
 
 
@@ -50,6 +58,7 @@ class LossConfig:
         temperature = schedules.get("temperature")
         if temperature and not min(temperature.start, temperature.end) > 0:
             raise ConfigError("schedules has a temperature of 0, allowed are numbers above 0")
+        self._check_effects(schedules)
         self._check_replacement(schedules)
         self._check_stages()
         self._check_teachers()
@@ -86,6 +95,18 @@ class LossConfig:
     def replaces_modules(self):
         """Whether teacher layers stand in for the student's at some time of the run."""
         return self.replacement_rate < 1 or "replacement_rate" in self.resolved_schedules
+
+    def _check_effects(self, schedules):
+        """Raises: ConfigError if an option is set that would have no effect."""
+        given = {f"{part}_loss_weight" for part in self.weighted_parts} | {
+            f"distill_loss_type {self.distill_loss_type}"
+        }
+        given |= {"unlabelled_dataset"} if self.unlabelled_dataset is not None else set()
+        for name, needed in NEEDS.items():
+            value, moves = getattr(self, name), name in schedules
+            if needed not in given and (moves or value != getattr(LossConfig, name)):
+                seen = "has a schedule" if moves else f"is {value!r}"
+                raise ConfigError(f"{name} {seen}, without effect but with {needed}; set that too, or drop {name}")
 
     def _check_replacement(self, schedules):
         moving = schedules.get("replacement_rate")

@@ -45,6 +45,14 @@ def test_schedule_counts_as_a_weight_and_replaces_the_constant():
         ({"extra_teachers": ["b"], "teacher_weights": ["0", "0"]}, "not all 0"),
         ({"extra_teachers": ["b"], "teacher_weights": ["1", "1"], "teacher_average": "median"}, "and the median"),
         ({"max_unlabelled_samples": 0}, "max_unlabelled_samples is 0"),
+        ({"max_unlabelled_samples": 9}, "max_unlabelled_samples is 9, .* with unlabelled_dataset; set that too"),
+        ({"relation_heads": 4, "attention_loss_weight": 1.0}, "relation_heads is 4, .* with relation_loss_weight"),
+        ({"relation_layer": 0}, "relation_layer is 0, .* with relation_loss_weight"),
+        ({"attention_loss_type": "kl"}, "attention_loss_type is 'kl', .* with attention_loss_weight"),
+        ({"hidden_cosine_layers": "all"}, "hidden_cosine_layers is 'all', .* with hidden_cosine_loss_weight"),
+        ({"hidden_cosine_tokens": "first"}, "hidden_cosine_tokens is 'first', .* with hidden_cosine_loss_weight"),
+        ({"temperature": 4.0, "distill_loss_type": "mse"}, "temperature is 4.0, .* with distill_loss_type kl"),
+        ({"schedules": ["temperature=linear:2:1"], "distill_loss_type": "mse"}, "temperature has a schedule"),
         ({"activation_warmup_steps": -1}, "activation_warmup_steps is -1"),
     ],
     ids=str,
@@ -53,6 +61,10 @@ def test_values_that_cannot_be_used(values, message):
     with pytest.raises(ConfigError, match=message) as error:
         config(**values)
     assert "\n" not in str(error.value)
+
+
+def test_weight_that_only_a_schedule_raises_gives_its_options_effect():
+    assert config(schedules=["relation_loss_weight=linear:0:1"], relation_heads=4).relation_heads == 4
 
 
 def test_teacher_weights_are_numbers():
