@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 def label_mapping(dataset_names: Sequence[str], model_names: Sequence[str], *, dataset: str, model: str) -> list[int]:
     """Position i of the dataset's labels -> the model's label id.
 
-    Names are compared without regard to case, "-", "_" and spaces. Where one side has only placeholders
-    (transformers' LABEL_0.., or "0".."n-1") and the counts agree, the identity is returned with a warning.
+    Names that are not the same are compared without regard to case, "-", "_" and spaces. Where one side has only
+    placeholders (transformers' LABEL_0.., or "0".."n-1") and the counts agree, it is the identity, with a warning.
 
     Args:
         dataset, model: how the two are called in messages.
     Raises: LabelMismatchError for any other difference.
     """
-    ours, theirs = _normalized(dataset_names), _normalized(model_names)
+    ours, theirs = _comparable(dataset_names, model_names)
     if _same_set(ours, theirs):
         return [theirs.index(name) for name in ours]
     if not _positions_may_be_assumed(dataset_names, model_names):
@@ -63,10 +63,11 @@ def check_same_labels(
     (LABEL_0.., "0"..) fit any dataset of that many classes.
     Raises: LabelMismatchError with the three lists.
     """
-    known = _same_set(_normalized(dataset_names), _normalized(teacher_names))
+    known = _same_set(*_comparable(dataset_names, teacher_names))
+    teachers, students = _comparable(teacher_names, student_names)
     if not (known or _positions_may_be_assumed(dataset_names, teacher_names)):
         problem = "the labels differ"
-    elif _normalized(teacher_names) != _normalized(student_names):
+    elif teachers != students:
         problem = "teacher and student must have the same labels in the same order"
     else:
         return
@@ -76,11 +77,16 @@ def check_same_labels(
     )
 
 
+def _comparable(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[str]]:
+    # names that are the same need no normalizing, which would make one of "a" and "A"
+    return (list(ours), list(theirs)) if _same_set(ours, theirs) else (_normalized(ours), _normalized(theirs))
+
+
 def _normalized(names: Sequence[str]) -> list[str]:
     return [re.sub(r"[-_\s]+", " ", name.strip().casefold()) for name in names]
 
 
-def _same_set(ours: list[str], theirs: list[str]) -> bool:
+def _same_set(ours: Sequence[str], theirs: Sequence[str]) -> bool:
     # A name that occurs twice after normalizing would make the mapping ambiguous.
     return sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours)
 

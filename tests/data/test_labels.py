@@ -24,6 +24,14 @@ def test_spelling_does_not_matter(caplog):
     assert not caplog.records
 
 
+def test_names_that_differ_in_spelling_alone_are_matched_as_they_are():
+    assert mapping(["a", "A"], ["a", "A"]) == [0, 1]
+    assert mapping(["a", "A", "b"], ["b", "A", "a"]) == [2, 1, 0]
+    check_same_labels(["a", "A"], ["A", "a"], ["A", "a"])
+    with pytest.raises(LabelMismatchError, match="in the same order"):
+        check_same_labels(["a", "A"], ["a", "A"], ["A", "a"])
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -45,7 +53,8 @@ def test_placeholder_names_mean_identity_with_a_warning(ours, theirs, caplog):
         (NAMES, ["LABEL_1", "LABEL_0", "LABEL_2"]),
         (["negative", "positive"], ["bad", "good"]),
         (["1", "2"], ["negative", "positive"]),
-        (["a", "A"], ["a", "A"]),
+        (["a", "A"], ["a", "B"]),
+        (["a", "A"], ["a ", "A "]),
         (NAMES, NAMES[:2]),
     ],
 )
