@@ -98,10 +98,9 @@ class LossConfig:
 
     def _check_effects(self, schedules):
         """Raises: ConfigError if an option is set that would have no effect."""
-        given = {f"{part}_loss_weight" for part in self.weighted_parts} | {
-            f"distill_loss_type {self.distill_loss_type}"
-        }
-        given |= {"unlabelled_dataset"} if self.unlabelled_dataset is not None else set()
+        given = [f"{part}_loss_weight" for part in self.weighted_parts]
+        given += [f"distill_loss_type {self.distill_loss_type}"]
+        given += ["unlabelled_dataset"] if self.unlabelled_dataset is not None else []
         for name, needed in NEEDS.items():
             value, moves = getattr(self, name), name in schedules
             if needed not in given and (moves or value != getattr(LossConfig, name)):
