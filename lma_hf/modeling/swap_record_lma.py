@@ -134,10 +134,14 @@ def _named_activations(config):
 
 
 def activation_keys(config, activation):
-    """Name in ACT2FN -> the config's attributes with that name, for names that give the function `activation`."""
+    """Name in ACT2FN -> the config's attributes with that name, for names that give the function `activation`.
+
+    Poolers' are left out: a swap leaves a pooler alone, and DeBERTa's looks its activation up in every pass.
+    """
     found = {}
     for key, value in _strings(config):
-        if value in ACT2FN and same_function(ACT2FN[value], activation):
+        of_pooler = key.rpartition(".")[2].startswith("pooler")
+        if not of_pooler and value in ACT2FN and same_function(ACT2FN[value], activation):
             found.setdefault(value, []).append(key)
     return found
 

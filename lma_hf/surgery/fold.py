@@ -6,6 +6,7 @@ from lma_hf.errors import SurgeryError
 from lma_hf.modeling.activation_lma import LMA, FoldedLMA
 from lma_hf.modeling.modeling_lma import place
 from lma_hf.modeling.swap_record_lma import read_swap, record_swap
+from lma_hf.surgery.swap import check_not_wrapped, own_config
 
 
 def fold_(model):
@@ -15,8 +16,9 @@ def fold_(model):
     leaves the activations as they are. `restore_activations_` still works.
 
     Returns: the number of LMAs that were folded.
-    Raises: SurgeryError if there is none.
+    Raises: SurgeryError if there is none, or the model is wrapped.
     """
+    check_not_wrapped(model)
     modules = {fqn: module for fqn, module in model.named_modules() if isinstance(module, LMA)}
     if not modules:
         raise SurgeryError(f"{type(model).__name__} holds no LMA to fold; call swap_activations_ first")
@@ -26,5 +28,5 @@ def fold_(model):
         folded.__dict__.pop("replaced")
         folded.__dict__.update({key: module.__dict__[key] for key in ("replaced",) if key in module.__dict__})
     if isinstance(model, PreTrainedModel) and (swap := read_swap(model.config)) is not None:
-        record_swap(model.config, swap._replace(folded=True))
+        record_swap(own_config(model), swap._replace(folded=True))
     return len(modules)

@@ -45,25 +45,28 @@ def swap_activations_(model, config="lma", *, target_modules=None, filter_fn=Non
     """Swap the FFN activations of `model` in place; pooler, heads and everything else stay as they are.
 
     Args:
-        model: a transformers model, or any nn.Module when `target_modules` or `filter_fn` names the sites.
+        model: a transformers model, or any nn.Module without one inside when `target_modules` or `filter_fn` names
+            the sites.
         config: an LMAConfig, a BaselineConfig, or a name ("lma", "gelu", ...; see `ACTIVATIONS`).
         target_modules: as in PEFT, a regex for whole fqns or a list of fqn suffixes; default: every FFN activation.
         filter_fn: a predicate (module, fqn) -> bool, in place of `target_modules`.
     Returns: SwapReport.
-    Raises: SurgeryError if nothing matches, the root itself matches, the model was swapped before, or the sites do
-        not suit the activation; ValueError or TypeError for a `config` that is not allowed.
+    Raises: SurgeryError if nothing matches, the root itself matches, the model was swapped before or is wrapped, its
+        weights are offloaded, or the sites do not suit the activation; ValueError or TypeError for a `config` that is
+        not allowed.
     """
     settings = resolve_activation(config)
+    check_not_wrapped(model)
     _check_not_swapped(model)
     sites = _select_sites(model, target_modules, filter_fn)
     num_channels = _num_channels(model, sites) if needs_channels(settings) else [None] * len(sites)
+    devices = [_device_at(model, fqn) for fqn in sites]
     swapped = {fqn: type(model.get_submodule(fqn)).__name__ for fqn in sites}
     if isinstance(model, PreTrainedModel):
         _record(model, settings, sites, num_channels)
-    device = next((parameter.device for parameter in model.parameters()), None)
     # a model is saved and reloaded in one dtype
     dtype = model.dtype if isinstance(model, PreTrainedModel) else None
-    for fqn, channels in zip(sites, num_channels, strict=True):
+    for fqn, channels, device in zip(sites, num_channels, devices, strict=True):
         place(model, fqn, build_activation(settings, channels).to(device=device, dtype=dtype))
     connect(model)
     return SwapReport(swapped, _other_activations(model, swapped))
@@ -73,8 +76,9 @@ def restore_activations_(model):
     """Put the activations back that `swap_activations_` replaced, also in a model that was saved and reloaded.
 
     Returns: SwapReport of the activations that were removed.
-    Raises: SurgeryError if the model was not swapped.
+    Raises: SurgeryError if the model was not swapped, or is wrapped.
     """
+    check_not_wrapped(model)
     swapped = swapped_modules(model)
     if not swapped:
         raise SurgeryError(f"nothing to restore: {type(model).__name__} holds no swapped activation")
@@ -95,6 +99,18 @@ def swapped_modules(model):
             module = model.base_model.get_submodule(fqn)
             module.__dict__.setdefault("replaced", ACT2FN[swap.replaced])
     return {fqn: module for fqn, module in model.named_modules() if "replaced" in module.__dict__}
+
+
+def check_not_wrapped(model):
+    """Raises: SurgeryError for a transformers model inside another module: its config would not learn of a change."""
+    if isinstance(model, PreTrainedModel):
+        return
+    for fqn, part in model.named_modules():
+        if isinstance(part, PreTrainedModel):
+            raise SurgeryError(
+                f"{type(model).__name__} wraps the {type(part).__name__} at {fqn!r}, whose config would not record "
+                f"the change; pass that model itself (.{fqn})"
+            )
 
 
 def _check_not_swapped(model):
@@ -147,6 +163,20 @@ def _num_channels(model, sites):
     if outside:
         raise SurgeryError(f"{outside[0]} is not in an FFN, where alone parameters for each unit are possible")
     return [widths[fqn] for fqn in sites]
+
+
+def _device_at(model, fqn):
+    """Device of the parameters nearest to a site, None without any. Raises: SurgeryError if that is meta."""
+    parts = fqn.split(".")
+    for end in reversed(range(len(parts))):
+        around = model.get_submodule(".".join(parts[:end]))
+        for parameter in around.parameters():
+            if parameter.is_meta:
+                raise SurgeryError(
+                    f"the weights around {fqn} are offloaded or not loaded (device meta); swap before that is done"
+                )
+            return parameter.device
+    return None
 
 
 def _record(model, settings, sites, num_channels):

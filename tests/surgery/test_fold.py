@@ -43,6 +43,22 @@ def test_same_answers_from_constants(settings, dtype):
     assert torch.equal(logits(model.eval()), before)
 
 
+def test_config_object_shared_with_another_model_is_not_touched():
+    model = trained(lma_hf.LMAConfig())
+    config = model.config
+    lma_hf.fold_(model)
+    assert not config.ffn_activation["folded"]
+    assert model.config.ffn_activation["folded"]
+    assert all(module.config is model.config for module in model.modules() if hasattr(module, "config"))
+
+
+def test_folded_plain_module_can_be_restored():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU())
+    lma_hf.swap_activations_(model, target_modules=["1"])
+    assert lma_hf.fold_(model) == 1
+    assert list(lma_hf.restore_activations_(model).swapped.values()) == ["FoldedLMA"]
+
+
 def test_restore_puts_the_original_back():
     model, plain = trained(lma_hf.LMAConfig()), tiny_model("bert")
     lma_hf.fold_(model)

@@ -1,9 +1,11 @@
+import functools
+
 import pytest
 import torch
 from helpers import ARCHITECTURES, HEADS, ffn_fqns, logits_of, padded_batch, tiny_config, tiny_model
 from torch import nn
 
-from lma_hf import LMA, BaselineConfig, LMAConfig, restore_activations_, swap_activations_
+from lma_hf import LMA, BaselineConfig, LMAConfig, fold_, restore_activations_, swap_activations_
 from lma_hf.errors import SurgeryError
 
 # activations that a swap must not touch; the other models have none
@@ -228,6 +230,51 @@ def test_plain_module_with_a_filter():
     assert torch.equal(model(x), before)
 
 
+class Wrapper(nn.Module):
+    """A transformers model as a part of something else."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.encoder, self.head = model, nn.Linear(2, 2)
+
+    def forward(self, **inputs):
+        return self.head(self.encoder(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inner"), [(Wrapper, "encoder"), (functools.partial(torch.compile, backend="eager"), "_orig_mod")]
+)
+def test_wrapped_model_whose_config_would_not_know_is_refused(wrap, inner):
+    model = tiny_model()
+    wrapper, modules, config = wrap(model), class_names(model), model.config.to_dict()
+    with pytest.raises(SurgeryError, match=rf"BertForSequenceClassification at {inner!r}"):
+        swap_activations_(wrapper)
+    assert class_names(model) == modules
+    assert model.config.to_dict() == config
+    swap_activations_(getattr(wrapper, inner))
+    for change_ in (fold_, restore_activations_):
+        with pytest.raises(SurgeryError, match=rf"BertForSequenceClassification at {inner!r}"):
+            change_(wrapper)
+    assert any(isinstance(module, LMA) for module in wrapper.modules())
+
+
+def test_activations_are_placed_where_the_weights_around_them_are():
+    model = tiny_model()
+    model.bert.embeddings.to("meta")
+    swap_activations_(model)
+    assert {parameter.device.type for parameter in model.bert.encoder.parameters()} == {"cpu"}
+
+
+def test_offloaded_weights_are_an_error_and_nothing_changes():
+    model = tiny_model()
+    model.bert.encoder.layer[1].to("meta")
+    modules, config = class_names(model), model.config.to_dict()
+    with pytest.raises(SurgeryError, match=rf"the weights around {LAYER_1} are offloaded.*swap before"):
+        swap_activations_(model)
+    assert class_names(model) == modules
+    assert model.config.to_dict() == config
+
+
 def test_one_activation_instance_in_several_layers_becomes_one_lma_each():
     model, shared = tiny_model(), nn.GELU()
     for layer in model.bert.encoder.layer:
@@ -252,6 +299,18 @@ def test_no_class_is_patched(architecture):
         assert {name for name in before[cls] if vars(cls).get(name) is not before[cls][name]} == set(), cls
         assert set(vars(cls)) == set(before[cls]), cls
     assert torch.equal(logits_of(tiny_model(architecture), batch), logits)
+
+
+@pytest.mark.parametrize("settings", [LMAConfig(), BaselineConfig("relu")], ids=["lma", "relu"])
+def test_pooler_that_looks_its_activation_up_stays_as_it_was(settings, tmp_path):
+    model = tiny_model("deberta-v2")
+    hidden = torch.randn(2, 7, model.config.hidden_size)
+    pooled = model.pooler(hidden)
+    swap_activations_(model, settings)
+    assert torch.equal(model.pooler(hidden), pooled)
+    model.save_pretrained(tmp_path)
+    loaded = HEADS["classification"].from_pretrained(tmp_path)
+    assert torch.equal(loaded.pooler(hidden), pooled)
 
 
 def test_half_precision_model_reloads_bit_equal(tmp_path):
