@@ -181,6 +181,8 @@ def merge_kernel(
         rest = load_parts(rests, start, unit, tiles, units, TILES)
         square = load_parts(squares, start, unit, tiles, units, TILES)
         spread += tl.sum(square + shift * (2 * rest + number * shift), 0, keep_dims=True)
+    # below 0 only by rounding, where the numbers are equal; NaN stays
+    spread = tl.where(spread < 0, 0.0, spread)
     tl.store(count + unit, total, unit < units)
     tl.store(mean + unit, middle, unit < units)
     tl.store(m2 + unit, spread, unit < units)

@@ -103,5 +103,5 @@ def global_statistics(count, mean, m2):
 
 
 def to_std(count, m2):
-    """Population standard deviation from a count and a sum of squared deviations."""
-    return (m2 / count.clamp_min(1)).sqrt()
+    """Population standard deviation from a count and a sum of squared deviations, which rounding may put below 0."""
+    return (m2.clamp_min(0) / count.clamp_min(1)).sqrt()

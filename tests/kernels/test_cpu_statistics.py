@@ -92,6 +92,14 @@ def test_a_constant_deviates_by_nothing(own, dtype, beside, cpu):
 
 
 @BESIDE
+@pytest.mark.parametrize("value", [0.1, 0.7, -0.3])
+@OWN
+def test_rounding_puts_no_deviation_below_zero(own, value, beside, cpu):
+    _, _, m2 = statistics(cpu, torch.full((4, 768), value), None, own, beside)
+    assert bool((m2 >= 0).all())
+
+
+@BESIDE
 @OWN
 @pytest.mark.parametrize("shape", [(5, 17), (0, 17), (2, 0, 17), (300, 300)], ids=str)
 def test_no_real_token_counts_nothing(shape, own, beside, cpu):

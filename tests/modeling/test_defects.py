@@ -3,6 +3,8 @@
 Real models, processes and reentrant checkpointing are in test_padding, test_processes and test_checkpointing.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -208,3 +210,18 @@ def test_defect_8_constant_input_gives_no_nan(settings, dtype, value):
         assert not any(gradient.isnan().any() for gradient in gradients)
         assert may_overflow or all(gradient.isfinite().all() for gradient in gradients)
     assert module.eval()(x).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7])
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+@SHARED_OR_OWN
+def test_defect_8_rounding_of_a_constant_gives_no_nan(per_channel, statistics, value):
+    module = lma_hf.LMA(statistics=statistics, per_channel=per_channel, num_channels=768).train()
+    for _ in range(2):
+        assert module(torch.full((4, 768), value)).isfinite().all()
+    assert all(buffer.isfinite().all() for buffer in module.buffers())
+
+
+def test_defect_8_deviation_is_never_the_root_of_a_negative_number():
+    found = to_std(torch.tensor([4.0, 4.0, 4.0]), torch.tensor([-1e-9, 16.0, math.nan]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 2.0, math.nan]), equal_nan=True)

@@ -148,8 +148,10 @@ void moments_tile(
     V::store(squares, square);
     for (int lane = 0; lane < V::width; ++lane) {
       const double off = rests[lane] / n, difference = centers[lane] + off - mean[channel + lane];
+      const double within = squares[lane] - rests[lane] * off;
       mean[channel + lane] += difference * share;
-      m2[channel + lane] += squares[lane] - rests[lane] * off + difference * difference * share * double(before);
+      // below 0 only by rounding, where the numbers are equal; NaN stays
+      m2[channel + lane] += (within < 0 ? 0 : within) + difference * difference * share * double(before);
     }
   }
   if (V::width > 1 && channel < channels) moments_tile<Scalar, T>(x, rows, channel, channels, before, mean, m2);

@@ -235,7 +235,7 @@ inline bool moments_around(float center, const T* x, int64_t n, const F& visit, 
   }
   const double between = total * total / double(n), within = square - between;
   *mean = center + total / double(n);
-  *m2 = within;
+  *m2 = within < 0 ? 0 : within;  // below 0 only by rounding, where the numbers are equal; NaN stays
   return between <= 4 * within;
 }
 
