@@ -1,6 +1,7 @@
 """Calibration: statistics of real tokens, then the fit, then a report of how close the swapped model stays."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,8 @@ def calibrate_(model, batches):
     Args:
         batches: an iterable of model inputs (dicts of tensors); labels are ignored.
     Returns: CalibrationReport.
-    Raises: SurgeryError if there is no LMA, no batch, or no fit for the activation that was replaced.
+    Raises: SurgeryError if there is no LMA, no batch, an LMA that no real token reaches or with pre-activations that
+        are not finite, or no fit for the activation that was replaced; the model then stays as it was.
     """
     modules = {fqn: module for fqn, module in model.named_modules() if isinstance(module, LMA)}
     if not modules:
@@ -59,12 +61,14 @@ def calibrate_(model, batches):
         if module.settings.init == "fit":
             check_fit(module, fqn)
     with eval_mode(model):
-        original = _collect_statistics(model, modules, batches)
-        for fqn, module in modules.items():
-            if module.settings.init == "fit":
-                fit_to_replaced_(module, fqn)
-            elif module.settings.continuous:
-                module.height.copy_(module.relu_heights())
+        original, statistics = _collect_statistics(model, modules, batches)
+        with _unchanged_if_failing(modules.values()):
+            for fqn, module in modules.items():
+                _set_statistics_(module, *statistics[fqn])
+                if module.settings.init == "fit":
+                    fit_to_replaced_(module, fqn)
+                elif module.settings.continuous:
+                    module.height.copy_(module.relu_heights())
         swapped = [_output_of(model, batch) for batch in batches]
     return _report(len(modules), original, swapped)
 
@@ -86,7 +90,7 @@ def _output_of(model, batch):
 
 
 def _collect_statistics(model, modules, batches):
-    """Run the original network, set every module's running statistics, and return the original outputs."""
+    """Run the original network. Returns: its outputs, and fqn -> (mean, std) of every module in `modules`."""
     collected = {module: [] for module in modules.values()}
 
     def observe(module, args, output):
@@ -100,13 +104,39 @@ def _collect_statistics(model, modules, batches):
     finally:
         for handle in handles:
             handle.remove()
-    for module, samples in collected.items():
-        count, mean, m2 = merge_statistics(*(torch.stack(part) for part in zip(*samples, strict=True)))
-        module.running_mean.copy_(mean)
-        module.running_std.copy_(to_std(count, m2))
-        # worth a full window of the moving average, into however many batches the same rows were cut
-        module.num_batches_tracked.fill_(math.ceil(1 / module.settings.momentum))
-    return outputs
+    return outputs, {fqn: _merged(fqn, collected[module]) for fqn, module in modules.items()}
+
+
+def _merged(fqn, samples):
+    """Mean and deviation of all samples at one LMA. Raises: SurgeryError if they are none or not finite."""
+    count, mean, m2 = merge_statistics(*map(torch.stack, zip(*samples, strict=True))) if samples else (None,) * 3
+    if count is None or not count.all():
+        raise SurgeryError(f"no real token of the batches reaches {fqn}; give batches that do, or swap fewer sites")
+    if not (mean.isfinite().all() and m2.isfinite().all()):
+        raise SurgeryError(
+            f"the pre-activations of {fqn} are not finite (mean {mean.mean():g}); check the weights and the inputs, "
+            "or calibrate in float32"
+        )
+    return mean, to_std(count, m2)
+
+
+def _set_statistics_(module, mean, std):
+    module.running_mean.copy_(mean)
+    module.running_std.copy_(std)
+    # worth a full window of the moving average, into however many batches the same rows were cut
+    module.num_batches_tracked.fill_(math.ceil(1 / module.settings.momentum))
+
+
+@contextmanager
+def _unchanged_if_failing(modules):
+    """Give the modules their tensors back if what is done inside fails."""
+    before = [(tensor, tensor.clone()) for module in modules for tensor in module.state_dict().values()]
+    try:
+        yield
+    except Exception:
+        for tensor, value in before:
+            tensor.copy_(value)
+        raise
 
 
 def _report(num_modules, original, swapped):

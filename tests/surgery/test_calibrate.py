@@ -41,6 +41,11 @@ class Log(nn.Module):
         return x.log()
 
 
+class UpTo100(nn.Module):
+    def forward(self, x):
+        return x.masked_fill(x > 100, torch.nan)
+
+
 def batches_of(model):
     return [padded_batch(model, lengths, seed=seed) for seed, lengths in enumerate(LENGTHS)]
 
@@ -204,3 +209,46 @@ def test_no_lma_and_no_batches_are_errors():
         calibrate_(plain, batches_of(plain))
     with pytest.raises(SurgeryError, match="no batches"):
         calibrate_(swapped(plain, LMAConfig()), iter([]))
+
+
+def broken_weights(model):
+    model.up.weight.data[0, 0] = torch.nan
+
+
+def spare_activation(model):
+    model.spare = nn.GELU()
+
+
+def fit_that_fails(model):
+    model.activation = UpTo100()
+    model.up.bias.data += 1000
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (broken_weights, r"pre-activations of activation are not finite \(mean nan\)"),
+        (spare_activation, "no real token of the batches reaches spare"),
+        (fit_that_fails, "no finite elementwise function"),
+    ],
+)
+@pytest.mark.parametrize("continuous", [False, True])
+def test_what_cannot_be_calibrated_stays_as_it_was(spoil, message, continuous):
+    model = Rows(nn.GELU())
+    spoil(model)
+    swap_activations_(
+        model,
+        LMAConfig(init="fit", continuous=continuous),
+        filter_fn=lambda module, fqn: isinstance(module, nn.GELU | UpTo100),
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(SurgeryError, match=message):
+        calibrate_(model, [{"x": torch.randn(20, 3)}])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_batches_of_padding_alone_are_an_error():
+    model = swapped(tiny_model(), LMAConfig())
+    batch = padded_batch(model, [9, 4])
+    with pytest.raises(SurgeryError, match="no real token"):
+        calibrate_(model, [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])}])
