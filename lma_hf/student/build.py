@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from lma_hf.errors import StudentError
 from lma_hf.modeling.configuration_lma import LMAConfig, resolve_activation
@@ -44,11 +45,11 @@ def build_student(
     _check_one_stack(teacher)
     layers = resolve_layer_map(layer_map, num_layers, teacher.config.num_hidden_layers)
     from_scratch = hidden_size is not None or num_attention_heads is not None
-    config = _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads)
+    config = _student_config(teacher, layers, intermediate_size, hidden_size, num_attention_heads)
     batches = None if calibration_batches is None else list(calibration_batches)
     student = type(teacher)(config).to(device=teacher.device, dtype=teacher.dtype).eval()
     if not from_scratch:
-        _copy_weights(teacher, student, layers, _units_to_keep(teacher, student, batches))
+        _copy_weights(teacher, student, layers, _units_to_keep(teacher, intermediate_size, batches))
     if activation is not None:
         swap_activations_(student, activation)
         if batches and resolve_activation(activation).name == "lma":
@@ -70,35 +71,52 @@ def shares_layers(model):
     return hasattr(model.config, "num_hidden_groups")
 
 
-def intermediate_size_key(config):
-    """The config attribute that holds the FFN width (DistilBERT calls it hidden_dim). Raises: StudentError if none."""
-    for key in ("intermediate_size", "hidden_dim"):
-        if isinstance(getattr(config, key, None), int):
-            return key
-    raise StudentError(f"{type(config).__name__} has no intermediate_size, so no student can be built from its model")
+def _ffn_width(config):
+    """(config attribute that holds the FFN width, the width). Raises: StudentError if there is none."""
+    # DistilBERT's name for it, and GPT-2's, where None is four times the hidden size
+    for key in ("intermediate_size", "hidden_dim", "n_inner"):
+        width = getattr(config, key, 0)
+        width = 4 * config.hidden_size if width is None else width
+        if isinstance(width, int) and width > 0:
+            return key, width
+    raise StudentError(f"{type(config).__name__} has no intermediate_size, so the width of the FFNs cannot be changed")
 
 
-def _student_config(teacher, num_layers, intermediate_size, hidden_size, num_attention_heads):
+def _student_config(teacher, layers, intermediate_size, hidden_size, num_attention_heads):
     config = copy.deepcopy(teacher.config)
     forget_swap(config)
     if teacher_activation := native_activation(teacher.config):
         for key in read_swap(teacher.config).keys:
             set_key(config, key, teacher_activation)
-    width_key = intermediate_size_key(config)
-    old_hidden, old_width = config.hidden_size, getattr(config, width_key)
-    if hidden_size is not None:
-        config.hidden_size = _positive("hidden_size", hidden_size)
+    if intermediate_size is not None or hidden_size is not None:
+        may_grow = hidden_size is not None or num_attention_heads is not None
+        _set_widths(config, intermediate_size, hidden_size, may_grow)
     if num_attention_heads is not None:
         config.num_attention_heads = _positive("num_attention_heads", num_attention_heads)
     _check_heads(config.hidden_size, config.num_attention_heads)
+    _set_layers(config, layers)
+    return config
+
+
+def _set_widths(config, intermediate_size, hidden_size, may_grow):
+    key, old_width = _ffn_width(config)
+    old_hidden = config.hidden_size
+    if hidden_size is not None:
+        config.hidden_size = _positive("hidden_size", hidden_size)
     if intermediate_size is None:
         intermediate_size = old_width * config.hidden_size // old_hidden
     _positive("intermediate_size", intermediate_size)
-    if hidden_size is None and num_attention_heads is None and intermediate_size > old_width:
+    if not may_grow and intermediate_size > old_width:
         raise StudentError(f"intermediate_size is {intermediate_size!r}, allowed are 1 to {old_width}, the teacher's")
-    setattr(config, width_key, intermediate_size)
-    config.num_hidden_layers = num_layers
-    return config
+    setattr(config, key, intermediate_size)
+
+
+def _set_layers(config, layers):
+    """As deep as `layers`, and every layer of its teacher layer's kind (`layer_types` of Qwen 2, for example)."""
+    depth, config.num_hidden_layers = config.num_hidden_layers, len(layers)
+    for key, value in list(vars(config).items()):
+        if "layer" in key and isinstance(value, list | tuple) and len(value) == depth:
+            setattr(config, key, [value[layer] for layer in layers])
 
 
 def _positive(key, value):
@@ -116,15 +134,13 @@ def _check_heads(hidden_size, heads):
         )
 
 
-def _units_to_keep(teacher, student, batches):
+def _units_to_keep(teacher, width, batches):
     """Activation fqn in the teacher -> units to keep, or None where the FFN keeps its width."""
-    key = intermediate_size_key(teacher.config)
-    width = getattr(student.config, key)
-    if width == getattr(teacher.config, key):
+    if width is None or width == _ffn_width(teacher.config)[1]:
         return None
     if not batches:
         raise StudentError(
-            f"intermediate_size {width} below the teacher's {getattr(teacher.config, key)} needs calibration_batches "
+            f"intermediate_size {width} below the teacher's {_ffn_width(teacher.config)[1]} needs calibration_batches "
             "to find the most important units; none were given"
         )
     gated = [site.activation for site in ffn_sites(teacher) if site.gated]
@@ -146,8 +162,15 @@ def _copy_weights(teacher, student, layers, units):
     for name in lists:
         targets = student.base_model.get_submodule(name)
         sources = layers if not shares_layers(student) else range(len(targets))
-        for target, index in zip(targets, sources, strict=True):
-            target.load_state_dict(_layer_weights(teacher, f"{name}.{index}", sites, units))
+        for index, (target, source) in enumerate(zip(targets, sources, strict=True)):
+            weights = _layer_weights(teacher, f"{name}.{source}", sites, units)
+            try:
+                target.load_state_dict(weights)
+            except RuntimeError as error:
+                raise StudentError(
+                    f"layer {source} of the {type(teacher).__name__} does not fit as layer {index} of the student "
+                    f"({str(error).splitlines()[-1].strip()}); name other layers in layer_map"
+                ) from error
 
 
 def _layer_weights(teacher, origin, sites, units):
@@ -157,12 +180,13 @@ def _layer_weights(teacher, origin, sites, units):
         if site.activation.startswith(f"{origin}."):
             state = {name: value for name, value in state.items() if not name.startswith(f"{site.activation}.")}
             if units is not None:
-                _narrow(state, site, units[site.activation])
+                _narrow(state, site, units[site.activation], teacher.base_model.get_submodule(site.up))
     return {name.removeprefix(f"{origin}."): value for name, value in state.items()}
 
 
-def _narrow(state, site, kept):
-    """Keep some units of one FFN, in place."""
-    for name in (f"{site.up}.weight", f"{site.up}.bias"):
-        state[name] = state[name][kept]
-    state[f"{site.down}.weight"] = state[f"{site.down}.weight"][:, kept]
+def _narrow(state, site, kept, up):
+    """Keep some units of one FFN, in place. Args: up: its first map; GPT-2's hold weights the other way round."""
+    inner, outer = (1, 0) if isinstance(up, Conv1D) else (0, 1)
+    state[f"{site.up}.weight"] = state[f"{site.up}.weight"].index_select(inner, kept)
+    state[f"{site.up}.bias"] = state[f"{site.up}.bias"][kept]
+    state[f"{site.down}.weight"] = state[f"{site.down}.weight"].index_select(outer, kept)

@@ -1,6 +1,7 @@
 """Keeping a teacher's most important FFN units when the student's FFN is narrower."""
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from lma_hf.surgery.eval_mode import eval_mode
 from lma_hf.surgery.targets import ffn_sites
@@ -22,7 +23,9 @@ def unit_importance(model, batches):
 
         def observe(module, args, name=site.activation):
             used = args[0] if mask is None else args[0][mask]
-            score = used.abs().flatten(0, -2).sum(0) * module.weight.abs().mean(0)
+            # GPT-2's maps keep their weights the other way round
+            outputs = 1 if isinstance(module, Conv1D) else 0
+            score = used.abs().flatten(0, -2).sum(0) * module.weight.abs().mean(outputs)
             totals[name] = totals.get(name, 0) + score
 
         handles.append(down.register_forward_pre_hook(observe))

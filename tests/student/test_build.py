@@ -13,6 +13,7 @@ from helpers import (
     tiny_config,
     tiny_model,
 )
+from transformers import AutoConfig
 
 from lma_hf import LMA, BaselineConfig, LMAConfig, build_student, calibrate_, swap_activations_
 from lma_hf.errors import StudentError
@@ -232,3 +233,56 @@ def test_without_an_activation_a_relu_teacher_gives_a_relu_student():
     student = build_student(teacher, 3, activation=None)
     assert torch.equal(logits_of(student, batch), logits_of(teacher, batch))
     assert student.config.hidden_act == "relu"
+
+
+def model_of(name, **sizes):
+    """A random classifier of six layers."""
+    sizes = {"num_hidden_layers": 6, "num_attention_heads": 2, "hidden_size": HIDDEN, "pad_token_id": 0} | sizes
+    config = AutoConfig.for_model(name, vocab_size=50, max_position_embeddings=40, **sizes)
+    return tiny_model(config=config)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+def test_every_layer_keeps_its_kind(name, tmp_path):
+    kinds = ["full_attention", "sliding_attention"] * 3
+    window = {"layer_types": kinds, "sliding_window": 4, "use_sliding_window": True}
+    teacher = model_of(name, intermediate_size=FFN_WIDTH, num_key_value_heads=2, head_dim=8, **window)
+    student = build_student(teacher, 3, [0, 1, 3], activation=None)
+    assert student.config.layer_types == [kinds[layer] for layer in (0, 1, 3)]
+    assert teacher.config.layer_types == kinds
+    student.save_pretrained(tmp_path)
+    loaded = HEADS["classification"].from_pretrained(tmp_path).eval()
+    batch = batches_of(teacher)[0]
+    assert torch.equal(logits_of(loaded, batch), logits_of(student, batch))
+
+
+@pytest.mark.parametrize("settings", [None, LMAConfig()], ids=["gelu", "lma"])
+def test_gpt2_student(settings):
+    teacher = model_of("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    student = build_student(teacher, 2, [4, 1], activation=settings)
+    assert student.config.num_hidden_layers == 2
+    for ours, theirs in zip(student.transformer.h, (4, 1), strict=True):
+        assert torch.equal(ours.mlp.c_fc.weight, teacher.transformer.h[theirs].mlp.c_fc.weight)
+
+
+def test_pruning_dead_units_of_gpt2_changes_nothing():
+    teacher = model_of("gpt2", num_hidden_layers=2)
+    for layer in teacher.transformer.h:
+        layer.mlp.c_proj.weight.data[::2] = 0
+    batches = batches_of(teacher)
+    student = build_student(teacher, 2, activation=None, intermediate_size=2 * HIDDEN, calibration_batches=batches)
+    assert student.transformer.h[0].mlp.c_fc.weight.shape == (HIDDEN, 2 * HIDDEN)
+    for batch in batches:
+        torch.testing.assert_close(logits_of(student, batch), logits_of(teacher, batch), rtol=0, atol=1e-5)
+    narrow = build_student(teacher, 2, activation=None, hidden_size=8)
+    assert narrow.transformer.h[0].mlp.c_fc.weight.shape == (8, 32)
+
+
+def test_layers_that_do_not_fit_each_other_are_named():
+    teacher = model_of("modernbert", intermediate_size=FFN_WIDTH, cls_token_id=1, sep_token_id=2)
+    with pytest.raises(
+        StudentError, match=r"layer 1 of the ModernBert\w+ does not fit as layer 0.*attn_norm.*layer_map"
+    ):
+        build_student(teacher, 3, activation=None)
+    student = build_student(teacher, 3, [0, 2, 3], activation=None)
+    assert student.config.layer_types == [teacher.config.layer_types[layer] for layer in (0, 2, 3)]
