@@ -12,6 +12,9 @@ from .configuration_lma import LMAConfig
 from .reference_lma import kernels_for, lma
 from .statistics_lma import global_statistics, merge_statistics, to_std
 
+# Forward passes of one module that gradient checkpointing can run again
+RECENT_PASSES = 64
+
 __all__ = ["LMA", "FoldedLMA", "lines_through_knots", "lma"]
 
 
@@ -67,7 +70,9 @@ class LMA(nn.Module):
         # Whether num_batches_tracked is known to be above 0; asking a GPU would make it wait
         self._has_statistics = False
         # What recent forward passes used, for gradient checkpointing's second run
-        self._recent_bounds = deque(maxlen=64)
+        self._recent_bounds = deque(maxlen=RECENT_PASSES)
+        # What running statistics of half precision are rounded from
+        self._unrounded = {}
         # What was seen since `hold_statistics`; None: the running statistics follow at once
         self._held = None
         self.reset_parameters()
@@ -183,13 +188,24 @@ class LMA(nn.Module):
     def _update_running(self, mean, std):
         """Exponential moving average with Adam's bias correction, so that the first updates are not pulled to 0."""
         self.num_batches_tracked += 1
-        momentum, dtype = self.settings.momentum, self.running_mean.dtype
+        momentum, dtype = self.settings.momentum, torch.promote_types(self.running_mean.dtype, torch.float32)
         log_decay = math.log1p(-momentum) if momentum < 1 else -math.inf
         # expm1 keeps the digits that 1 - decay ** n loses, so that the first weight is 1
-        updates = self.num_batches_tracked.to(torch.promote_types(dtype, torch.float32))
-        weight = (momentum / -torch.expm1(updates * log_decay)).to(dtype)
-        self.running_mean.lerp_(mean.to(dtype), weight)
-        self.running_std.lerp_(std.to(dtype), weight)
+        weight = momentum / -torch.expm1(self.num_batches_tracked.to(dtype) * log_decay)
+        for name, value in (("running_mean", mean), ("running_std", std)):
+            self._move(name, value.to(dtype), weight)
+
+    def _move(self, name, value, weight):
+        """One step of a running statistic; in half precision a step may be too small to be seen, but not their sum."""
+        running = getattr(self, name)
+        if running.dtype == value.dtype:
+            running.lerp_(value, weight)
+            return
+        before = self._unrounded.get(name, running).to(running.device)
+        # not where the statistic has been set since
+        before = torch.where(before.to(running.dtype) == running, before.to(value.dtype), running.to(value.dtype))
+        self._unrounded[name] = before.lerp(value, weight)
+        running.copy_(self._unrounded[name])
 
     def _remember(self, x, used):
         # a compiled graph does not run twice
@@ -198,14 +214,32 @@ class LMA(nn.Module):
 
     def _recall(self, x):
         """Statistics of the forward pass that gradient checkpointing is running again, found by its input."""
-        if not self._recent_bounds:
-            raise RuntimeError("LMA runs inside a backward pass without a forward pass before it")
         mine = _fingerprint(x)
+
+        def distance(entry):
+            return (entry[0] - mine).abs().sum().item()
+
         candidates = [entry for entry in self._recent_bounds if entry[0].shape == mine.shape]
         # backward goes from the last pass to the first, so equal inputs are told apart by what was recalled before
-        best = min(reversed(candidates), key=lambda entry: ((entry[0] - mine).abs().sum().item(), entry[3]))
+        best = min(reversed(candidates), key=lambda entry: (distance(entry), entry[3]), default=None)
+        # a GPU may sum in another order the second time; another input is far away
+        rounding = max(4 * torch.finfo(x.dtype).eps, 1e-3) * mine.abs().sum().item()
+        if best is None or distance(best) > rounding:
+            raise RuntimeError(
+                f"LMA runs again inside a backward pass, with an input that none of its last {RECENT_PASSES} forward "
+                "passes had; call backward after fewer passes, and checkpoint with preserve_rng_state=True"
+            )
         best[3] = True
         return best[1], best[2]
+
+    def _replicate_for_data_parallel(self):
+        # replicas would share what is remembered of the passes, and each have statistics of its own
+        if self.training:
+            raise RuntimeError(
+                "LMA cannot train in torch.nn.DataParallel, allowed is one process for each GPU; start it with "
+                "accelerate launch or torchrun"
+            )
+        return super()._replicate_for_data_parallel()
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
@@ -255,4 +289,5 @@ def _fingerprint(x, samples=64):
     """A few elements spread over `x`, enough to know it again; float32."""
     flat = x.detach().reshape(-1)
     # an odd stride does not stay in one channel
-    return flat[:: flat.numel() // samples | 1][:samples].float().clone()
+    # what is not finite would be unlike itself
+    return flat[:: flat.numel() // samples | 1][:samples].float().nan_to_num(0, 0, 0)

@@ -89,3 +89,22 @@ def test_batches_of_different_lengths_before_one_backward(use_reentrant):
 def test_the_same_batch_twice_before_one_backward(name, config, use_reentrant):
     # with running statistics the second pass sees other segments than the first, for the same input
     assert_same_with_checkpointing(name, config, use_reentrant, [sentences(LENGTHS, 40)] * 2)
+
+
+def passes_before_one_backward(*inputs):
+    module = lma_hf.LMA().train()
+    sum(checkpoint(module, x.requires_grad_(), use_reentrant=False).sum() for x in inputs).backward()
+    return inputs
+
+
+def test_input_of_a_pass_that_is_forgotten_is_an_error():
+    inputs = torch.randn(65, 4, 32, generator=torch.Generator().manual_seed(0))
+    passes_before_one_backward(*inputs[1:])
+    for first in (inputs[0], inputs[0, 0, :3]):
+        with pytest.raises(RuntimeError, match="none of its last 64 forward passes had"):
+            passes_before_one_backward(first.detach(), *inputs[1:].detach())
+
+
+def test_input_that_is_not_finite_is_known_again():
+    broken = torch.full((4, 32), torch.nan)
+    passes_before_one_backward(torch.randn(4, 32), broken, torch.full((4, 32), torch.inf))

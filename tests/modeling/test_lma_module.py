@@ -159,3 +159,31 @@ def test_statistics_move_once_a_step_by_all_that_was_seen(settings):
     torch.testing.assert_close(dict(parts.named_buffers()), dict(whole.named_buffers()), rtol=1e-6, atol=1e-6)
     if settings.statistics == "running":
         torch.testing.assert_close(torch.cat(outputs), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("per_channel", SHARED_OR_OWN)
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_running_statistics_of_a_bfloat16_model_move(statistics, per_channel):
+    settings = {"statistics": statistics, "per_channel": per_channel, "num_channels": CHANNELS}
+    exact, half = lma_hf.LMA(**settings).train(), lma_hf.LMA(**settings).bfloat16().train()
+    for seed in range(200):
+        x = (batch(seed) * (1 + 0.005 * seed)).bfloat16()
+        half(x)
+        exact(x.float())
+    for mine, theirs in zip(running(half.float()), running(exact), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=2**-7)
+
+
+def test_statistics_that_were_set_in_bfloat16_are_gone_on_from():
+    module = lma_hf.LMA().bfloat16().train()
+    module(batch(0).bfloat16())
+    module.running_mean.fill_(100)
+    module(batch(1).bfloat16())
+    assert module.running_mean > 40
+
+
+def test_replicas_of_data_parallel_are_refused_in_training():
+    module = lma_hf.LMA().train()
+    with pytest.raises(RuntimeError, match=r"DataParallel, .*accelerate launch or torchrun"):
+        module._replicate_for_data_parallel()
+    assert isinstance(module.eval()._replicate_for_data_parallel(), lma_hf.LMA)
