@@ -39,10 +39,12 @@ def check_same_options(study_dir, cells, *, moved=False):
 def _changed_defaults(folder, options):
     """(option, as it was, its default now), as text, of what the study does not name."""
     recorded = yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))
-    known = [field for field in dataclasses.fields(DistillConfig) if field.default is not dataclasses.MISSING]
+    defaults = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
+    unnamed = recorded.keys() - options.keys() - MAY_DIFFER - {"seed", "teacher_cache"}
+    changed = [name for name, now in defaults.items() if name in unnamed and recorded[name] != now]
+    # options without a default, and lists, have none to compare with
     return [
-        (field.name, repr(recorded[field.name]), repr(field.default))
-        for field in known
-        if field.name in recorded.keys() - options.keys() - MAY_DIFFER - {"seed", "teacher_cache"}
-        and recorded[field.name] != field.default
+        (name, repr(recorded[name]), repr(defaults[name]))
+        for name in changed
+        if defaults[name] is not dataclasses.MISSING
     ]

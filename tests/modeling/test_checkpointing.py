@@ -92,9 +92,10 @@ def test_the_same_batch_twice_before_one_backward(name, config, use_reentrant):
 
 
 def passes_before_one_backward(*inputs):
-    module = lma_hf.LMA().train()
-    sum(checkpoint(module, x.requires_grad_(), use_reentrant=False).sum() for x in inputs).backward()
-    return inputs
+    """The gradient of every input."""
+    module, inputs = lma_hf.LMA().train(), [x.detach().requires_grad_() for x in inputs]
+    sum(checkpoint(module, x, use_reentrant=False).sum() for x in inputs).backward()
+    return [x.grad for x in inputs]
 
 
 def test_input_of_a_pass_that_is_forgotten_is_an_error():
@@ -102,9 +103,13 @@ def test_input_of_a_pass_that_is_forgotten_is_an_error():
     passes_before_one_backward(*inputs[1:])
     for first in (inputs[0], inputs[0, 0, :3]):
         with pytest.raises(RuntimeError, match="none of its last 64 forward passes had"):
-            passes_before_one_backward(first.detach(), *inputs[1:].detach())
+            passes_before_one_backward(first, *inputs[1:])
 
 
 def test_input_that_is_not_finite_is_known_again():
-    broken = torch.full((4, 32), torch.nan)
-    passes_before_one_backward(torch.randn(4, 32), broken, torch.full((4, 32), torch.inf))
+    finite, *broken = torch.randn(4, 32), torch.full((4, 32), torch.nan), torch.full((4, 32), torch.inf)
+    gradient, *others = passes_before_one_backward(finite, *broken)
+    # each pass has the statistics of its own batch, so the others change nothing
+    assert torch.equal(gradient, passes_before_one_backward(finite)[0])
+    assert gradient.any()
+    assert all(other is not None for other in others)
