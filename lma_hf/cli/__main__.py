@@ -46,7 +46,10 @@ USAGE = "usage: lma-hf VERB [FILE.yaml] [--flag VALUE ...]\n\n" + "\n".join(
 
 
 def main(argv=None):
-    """Run one verb. Returns: exit code; 2 on misuse, 1 when the run itself failed, 143 after SIGTERM in training."""
+    """Run one verb.
+
+    Returns: exit code; 2 on misuse, 1 when the run itself failed, 143 after SIGTERM in training, 130 after Ctrl-C.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     quiet_down()
     try:
@@ -55,6 +58,9 @@ def main(argv=None):
     except TrainingInterrupted as stop:
         print(f"lma-hf: {stop}", file=sys.stderr)
         return stop.exit_code
+    except KeyboardInterrupt:
+        print("lma-hf: interrupted", file=sys.stderr)
+        return 130
     except LmaHfError as error:
         print(f"lma-hf: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -41,6 +41,7 @@ from lma_hf.training.checkpoint import (
 from lma_hf.training.resume import check_same_config, read_results, rows_digest, run_identity
 from lma_hf.training.run_checkpoints import RunCheckpoints, disk_errors_are_ours
 from lma_hf.training.trainer import Trainer
+from lma_hf.training.used_embeddings import word_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +129,15 @@ class TrainingRun:
         )
 
     def freeze_(self, model):
-        """Freeze what the config leaves as it is."""
+        """Freeze what the config leaves as it is. Raises: ConfigError if there are no word embeddings to freeze."""
         if self.config.freeze_embeddings:
-            model.get_input_embeddings().requires_grad_(False)
+            table = word_embeddings(model)
+            if table is None:
+                raise ConfigError(
+                    f"freeze_embeddings is true, but {type(model).__name__} has no one table of word embeddings; "
+                    "drop it"
+                )
+            table.requires_grad_(False)
         train_only_(model, self.config.train)
 
     def train(self, model, tokenizer, objective, tokenized, evaluator, records):

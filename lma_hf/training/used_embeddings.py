@@ -5,6 +5,14 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def word_embeddings(model):
+    """The module that looks words up; None where there are several, as in CANINE, which hashes characters."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
 class UsedEmbeddings(nn.Module):
     """Inside the context, a model in training mode looks its words up in `weight`, which is what trains.
 
@@ -36,10 +44,7 @@ class UsedEmbeddings(nn.Module):
     @staticmethod
     def suit(model):
         """Whether the model's word embeddings train, and are looked up in one module, which nothing else shares."""
-        try:
-            table = model.get_input_embeddings()
-        except NotImplementedError:  # CANINE hashes characters into several tables
-            return False
+        table = word_embeddings(model)
         if type(table) is not nn.Embedding or not table.weight.requires_grad:
             return False
         # an output layer may share the weight; so may the encoder's own table, where T5 looks its words up

@@ -7,13 +7,28 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CanineConfig,
+    CanineModel,
+    CanineTokenizer,
+)
 
 from lma_hf.cli.__main__ import main
 from lma_hf.cli.teachers import check_scores, majority_scores
 from lma_hf.data.glue import get_task
 from lma_hf.data.metrics import compute_metrics
 from lma_hf.errors import DataError
+
+CANINE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "num_hash_buckets": 64,
+    "local_transformer_stride": 16,
+}
 
 
 @pytest.fixture
@@ -202,6 +217,15 @@ def test_evaluation_file_is_not_replaced(fails, data_flags, teacher_dir):
     base = [*data_flags, "--model_dir", str(teacher_dir), "--output_file"]
     assert "exists" in fails(str(teacher_dir / "config.json"), verb="evaluate", base=base)
     assert "create" in fails(str(teacher_dir / "no" / "scores.json"), verb="evaluate", base=base)
+
+
+def test_model_without_one_table_of_embeddings_to_freeze(fails, tmp_path, data_flags):
+    CanineModel(CanineConfig(**CANINE)).save_pretrained(tmp_path / "canine")
+    CanineTokenizer().save_pretrained(tmp_path / "canine")
+    base = [*data_flags, "--model_name_or_path", str(tmp_path / "canine"), "--output_dir", str(tmp_path / "teacher")]
+    message = fails("--freeze_embeddings", "true", verb="teach", base=base)
+    assert "CanineForSequenceClassification has no one table of word embeddings" in message
+    assert not (tmp_path / "teacher").exists()
 
 
 def test_nan_that_shows_at_an_evaluation_fails_the_run(fails):

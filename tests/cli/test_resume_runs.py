@@ -26,17 +26,21 @@ def uninterrupted(tmp_path_factory, flags):
     return folder
 
 
-def stop_in_process(flags, folder, step, monkeypatch, how=KeyboardInterrupt):
+class Died(BaseException):
+    """Nothing handles it, as nothing handles a SIGKILL."""
+
+
+def stop_in_process(flags, folder, step, monkeypatch):
     """Run up to the checkpoint of a step, then die without tidying up."""
     save = CheckpointStore.save
 
     def save_and_die(self, at, *args):
         save(self, at, *args)
         if at == step:
-            raise how
+            raise Died
 
     monkeypatch.setattr(CheckpointStore, "save", save_and_die)
-    with pytest.raises(how):
+    with pytest.raises(Died):
         main([*flags, "--output_dir", str(folder)])
     monkeypatch.undo()
 
@@ -45,6 +49,17 @@ def test_checkpoints_do_not_change_the_run(tmp_path, flags, uninterrupted):
     assert main([*flags, "--output_dir", str(tmp_path / "run"), "--save_steps", "1000"]) == 0
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
     assert sorted(os.listdir(uninterrupted / "checkpoints")) == ["step-00000015", "step-00000018"]
+
+
+def test_ctrl_c_is_one_line(tmp_path, flags, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointStore, "save", interrupt)
+    assert main([*flags, "--output_dir", str(tmp_path / "run")]) == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "lma-hf: interrupted"
+    assert "Traceback" not in said
 
 
 def kill_and_resume(flags, folder, delay_s):
