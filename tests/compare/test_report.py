@@ -18,7 +18,7 @@ import lma_hf
 from lma_hf.cli.__main__ import main
 from lma_hf.compare.cells import read_results, write_table
 from lma_hf.compare.report import write
-from lma_hf.compare.report.figures import legend, panels, to_svg
+from lma_hf.compare.report.figures import COLOURS, colours_of, legend, panels, to_svg
 from lma_hf.compare.report.learned_pictures import learned_pictures
 from lma_hf.compare.report.learning_pictures import read_curves
 from lma_hf.compare.report.score_pictures import cost_picture, pareto_front, seed_picture
@@ -177,7 +177,7 @@ def test_costs_that_hardly_differ_are_drawn_on_an_axis_that_can_be_read(tmp_path
     made_up_study(tmp_path, ["cola", "rte"], ["2layers"], gains, [1], missing=NO_LMA_ON_COLA)
     study = Study(read_results(tmp_path))
     averages = [replace(each, size_mb=55.38 + 1e-3 * index) for index, each in enumerate(summarise(study))]
-    picture = cost_picture(averages, left_out=1)
+    picture = cost_picture(averages, colours_of(gains), left_out=1)
     labels = re.findall("<!-- ([0-9.+e]+) -->", picture.svg)
     assert labels
     assert not any("+" in label for label in labels)
@@ -186,9 +186,19 @@ def test_costs_that_hardly_differ_are_drawn_on_an_axis_that_can_be_read(tmp_path
     assert "Left out: 1 " in drawn["cost"]
 
 
+def test_a_variant_has_one_colour_in_all_pictures_also_where_another_is_left_out(tmp_path):
+    gains = {"gelu": 0, "relu": 0, "lma": 0}
+    made_up_study(tmp_path, ["cola", "rte"], ["2layers"], gains, [1], missing={("rte", "2layers", "gelu", 1)})
+    study = Study(read_results(tmp_path))
+    drawn = {each.name: each.svg for each in write.draw_pictures(study, summarise(study), {})}
+    used = {name: [colour for colour in COLOURS[:3] if colour.lower() in svg] for name, svg in drawn.items()}
+    assert used == {"seeds-1": list(COLOURS[:3]), "learning-1": list(COLOURS[:3]), "cost": list(COLOURS[1:3])}
+
+
 def test_many_variants_have_room_for_their_names(tmp_path):
-    made_up_study(tmp_path, ["cola", "rte"], ["2layers"], {f"activation{n}": 0.0 for n in range(40)}, [1])
-    svg = seed_picture(Study(read_results(tmp_path)), "2layers", 1).svg
+    gains = {f"activation{n}": 0.0 for n in range(40)}
+    made_up_study(tmp_path, ["cola", "rte"], ["2layers"], gains, [1])
+    svg = seed_picture(Study(read_results(tmp_path)), "2layers", 1, colours_of(gains)).svg
     width = float(re.search(r'width="([0-9.]+)pt"', svg)[1])
     assert width / 40 > 10  # points, for letters of 8
 

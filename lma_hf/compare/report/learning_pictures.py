@@ -2,11 +2,11 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lma_hf.compare.cells import CellResult
-from lma_hf.compare.report.figures import Picture, colours_of, legend, panels, to_svg
+from lma_hf.compare.report.figures import Picture, legend, panels, to_svg
 from lma_hf.compare.report.words import metric_heading, task_title
 from lma_hf.compare.study_statistics import Study
 from lma_hf.hub.curves import INK
@@ -16,10 +16,9 @@ LOSS = "distill_loss"
 Curve = dict[int, float]
 
 
-def learning_picture(study: Study, student: str, number: int) -> Picture:
+def learning_picture(study: Study, student: str, number: int, colours: Mapping[str, str]) -> Picture:
     """For each task the distillation loss on train above the score on validation, a line a variant."""
     variants = study.variants_of(student)
-    colours = colours_of(variant.name for variant in variants)
     figure, grid = panels(len(study.tasks), (1.9, 1.9))
     for (above, below), task in zip(grid, study.tasks, strict=True):
         for variant in variants:

@@ -1,6 +1,6 @@
 """Pictures of scores: differences with intervals, every seed, and scores against their cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lma_hf.compare.report.figures import MARKERS, Picture, colours_of, legend, new_figure, panels, tidy, to_svg
@@ -34,10 +34,9 @@ def difference_picture(differences: Sequence[Difference], baseline: str, number:
     return Picture(f"differences-{number}", f"Differences from {baseline}, on average", caption, to_svg(figure))
 
 
-def seed_picture(study: Study, student: str, number: int) -> Picture:
+def seed_picture(study: Study, student: str, number: int, colours: Mapping[str, str]) -> Picture:
     """A panel a task, a column a variant, a dot a seed; a line joins what has the same seed."""
     variants = study.variants_of(student)
-    colours = colours_of(variant.name for variant in variants)
     height = 2.2 + 0.05 * max(len(variant.name) for variant in variants)
     figure, grid = panels(len(study.tasks), (height,), width=max(3.1, 0.8 + 0.2 * len(variants)))
     for (axes,), task in zip(grid, study.tasks, strict=True):
@@ -58,14 +57,16 @@ def seed_picture(study: Study, student: str, number: int) -> Picture:
     return Picture(f"seeds-{number}", f"Every seed: {student}", caption, to_svg(figure))
 
 
-def cost_picture(averages: Sequence[Summary], left_out: int = 0) -> Picture:
+def cost_picture(averages: Sequence[Summary], colours: Mapping[str, str], left_out: int = 0) -> Picture:
     """Average score against size and, where it was measured, latency; the line joins what nothing cheaper beats.
 
-    Args: averages: over the same tasks. left_out: how many variants lack a task, for the caption.
+    Args:
+        averages: over the same tasks.
+        colours: of every name of a variant in the study.
+        left_out: how many variants lack a task, for the caption.
     """
     shown = ["size_mb"] + (["latency_ms"] if all(each.latency_ms is not None for each in averages) else [])
     figure, grid = panels(len(shown), (4.0,), width=5.2)
-    colours = colours_of(each.variant.name for each in averages)
     students = list(dict.fromkeys(each.variant.student for each in averages))
     for (axes,), key in zip(grid, shown, strict=True):
         for each in averages:
@@ -77,7 +78,8 @@ def cost_picture(averages: Sequence[Summary], left_out: int = 0) -> Picture:
         _widen(axes)
         axes.set_xlabel(COSTS[key], fontsize=9, color=INK)
         axes.set_ylabel("mean score of the tasks", fontsize=9, color=INK)
-    _cost_legend(figure, grid[0][0], colours, students)
+    shown_colours = {each.variant.name: colours[each.variant.name] for each in averages}
+    _cost_legend(figure, grid[0][0], shown_colours, students)
     caption = "Colour: activation; shape: student. The line joins the models that no smaller (faster) one reaches."
     if left_out:
         caption += f" Left out: {left_out} that have not run on all tasks."

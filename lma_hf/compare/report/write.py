@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lma_hf.compare.cells import read_results
 from lma_hf.compare.report import tables
-from lma_hf.compare.report.figures import Picture
+from lma_hf.compare.report.figures import Picture, colours_of
 from lma_hf.compare.report.words import missing_words, notes
 from lma_hf.compare.study_plan import read_plan
 from lma_hf.compare.study_statistics import AVERAGE, Difference, Study, Summary, compare_to_baseline, summarise
@@ -98,10 +98,11 @@ def draw_pictures(study: Study, summaries: Sequence[Summary], compared: Compared
         averages = [each for each in differences if each.task == AVERAGE]
         pictures += [difference_picture(averages, baseline, number)] if averages else []
     numbered = list(enumerate(study.students, 1))
-    pictures += [seed_picture(study, student, number) for number, student in numbered]
-    pictures += [learning_picture(study, student, number) for number, student in numbered]
+    colours = colours_of(variant.name for variant in study.cells)  # the same in every picture
+    pictures += [seed_picture(study, student, number, colours) for number, student in numbered]
+    pictures += [learning_picture(study, student, number, colours) for number, student in numbered]
     averages = [each for each in summaries if each.task == AVERAGE and list(each.tasks) == list(study.tasks)]
-    pictures += [cost_picture(averages, left_out=len(study.cells) - len(averages))] if averages else []
+    pictures += [cost_picture(averages, colours, len(study.cells) - len(averages))] if averages else []
     return [*pictures, *learned_pictures(study)]
 
 
