@@ -28,13 +28,16 @@ def load_data(config, *, with_train):
     )
 
 
-def load_tokenizer_and_model(name_or_path, what, *, revision=None, trust_remote_code=False, complete=False, **kwargs):
+def load_tokenizer_and_model(
+    name_or_path, what, *, revision=None, trust_remote_code=False, complete=False, advice=None, **kwargs
+):
     """A tokenizer and a sequence classification model in float32 that fit each other.
 
     Args:
         name_or_path: folder or hub id. what: how messages call the model.
         revision: branch, tag or commit on the hub. trust_remote_code: run code that comes with the model.
         complete: weights that the checkpoint lacks, such as the head of a pretrained model, are an error.
+        advice: what that error says to do, in place of getting another model or correcting its config.json.
         kwargs: further arguments of the model's from_pretrained.
     Raises: ConfigError if they cannot be loaded.
     """
@@ -57,7 +60,7 @@ def load_tokenizer_and_model(name_or_path, what, *, revision=None, trust_remote_
         reason = " ".join(str(error).split())
         raise ConfigError(f"{what} {name_or_path!r} cannot be loaded: {type(error).__name__}: {reason}") from error
     if complete:
-        _check_complete(info, f"{what} {name_or_path!r}")
+        _check_complete(info, f"{what} {name_or_path!r}", advice)
     fit_inputs_(tokenizer, model)
     fit_padding_(tokenizer, model, f"{what} {name_or_path!r}")
     return tokenizer, model
@@ -74,19 +77,15 @@ def unpacked(model):
     return model.dequantize() if packed_modules(model) else model
 
 
-def _check_complete(info, name):
+def _check_complete(info, name, advice):
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
-        raise ConfigError(
-            f"{name} has {key} of shape {list(found)}, but its config.json asks for {list(expected)}; correct it, for "
-            "example id2label, which counts the labels"
-        )
+        advice = advice or "correct its config.json, for example id2label, which counts the labels"
+        raise ConfigError(f"{name} has {key} of shape {list(found)}, asked for is {list(expected)}; {advice}")
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ConfigError(
-            f"{name} lacks {len(info['missing_keys'])} weights ({missing}); give a model that was fine-tuned for this "
-            "task, or make one with `lma-hf teach`"
-        )
+        advice = advice or "give a model that was fine-tuned for this task, or make one with `lma-hf teach`"
+        raise ConfigError(f"{name} lacks {len(info['missing_keys'])} weights ({missing}); {advice}")
 
 
 def fit_inputs_(tokenizer, model):

@@ -83,6 +83,13 @@ class TrainingRun:
         optional = [getattr(config, name, None) for name in names]
         return [config.dataset, self.source, *getattr(config, "extra_teachers", ()), *filter(None, optional)]
 
+    def load_for_training(self, name_or_path, what, **kwargs):
+        """`load`, with a fresh head where the model's does not fit. Raises: ConfigError if that would stay random."""
+        train = self.config.train
+        if train not in ("all", "activations+head"):
+            kwargs |= {"complete": True, "advice": f"train {train} leaves a fresh head random, take activations+head"}
+        return self.load(name_or_path, what, ignore_mismatched_sizes=True, **kwargs)
+
     def load(self, name_or_path, what, **kwargs):
         """(tokenizer, model on this process's device); a model with packed weights is made an ordinary one."""
         tokenizer, model = load_tokenizer_and_model(name_or_path, what, **kwargs)

@@ -35,7 +35,7 @@ def load_pretrained_student(run, teacher, tokenizer):
     if name is None:
         return tokenizer, None
     head = {key: getattr(config, key) for key in ("num_labels", "id2label", "label2id", "problem_type")}
-    its_tokenizer, model = run.load(name, "student", ignore_mismatched_sizes=True, **head)
+    its_tokenizer, model = run.load_for_training(name, "student", **head)
     if tokenizer_fingerprint(its_tokenizer) == tokenizer_fingerprint(tokenizer):
         return tokenizer, model
     if not run.config.teacher_cache:

@@ -15,7 +15,7 @@ def teach(config):
     if run.finished_results is not None:
         return run.finished_results
     splits, task = load_data(config, with_train=True)
-    tokenizer, model = run.load(config.model_name_or_path, "pretrained model", **_head_for(task))
+    tokenizer, model = run.load_for_training(config.model_name_or_path, "pretrained model", **_head_for(task))
     run.freeze_(model)
     # the head was made for the dataset's labels, in their order
     mapping = None if task.is_regression else list(range(task.num_labels))
@@ -27,13 +27,11 @@ def teach(config):
 
 def _head_for(task):
     """Keyword arguments of from_pretrained for a head with the task's labels."""
-    # a head for another number of labels is replaced by a fresh one
-    head = {"num_labels": task.num_labels, "ignore_mismatched_sizes": True}
     if task.is_regression:
-        return {**head, "problem_type": "regression"}
+        return {"num_labels": task.num_labels, "problem_type": "regression"}
     names = dict(enumerate(task.label_names))
     return {
-        **head,
+        "num_labels": task.num_labels,
         "problem_type": "single_label_classification",
         "id2label": names,
         "label2id": {name: index for index, name in names.items()},

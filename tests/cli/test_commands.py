@@ -176,6 +176,19 @@ def test_activations_alone_need_some_and_weights_to_stand_on(tmp_path, data_flag
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.parametrize("verb", ["teach", "distill"])
+def test_a_fresh_head_has_to_train(tmp_path, data_flags, teacher_dir, pretrained_dir, verb, capsys):
+    models = {
+        "teach": ["--model_name_or_path", str(pretrained_dir)],
+        "distill": ["--teacher", str(teacher_dir), "--student_name_or_path", str(pretrained_dir)],
+    }[verb]
+    command = [verb, *data_flags, *models, "--output_dir", str(tmp_path / "run"), "--train", "activations+bias"]
+    assert main(command) == 2
+    advice = "train activations+bias leaves a fresh head random, take activations+head"
+    assert f"lacks 2 weights (classifier.bias, classifier.weight); {advice}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_tracker_receives_losses_and_scores(tmp_path, data_flags, teacher_dir):
     pytest.importorskip("tensorboard", reason="the trackers extra is not installed")
     distill(data_flags, teacher_dir, tmp_path / "student", "--report_to", "tensorboard")
