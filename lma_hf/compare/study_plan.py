@@ -27,7 +27,8 @@ class Variant(NamedTuple):
     @property
     def name(self) -> str:
         """What tables of one student call it."""
-        return ", ".join([self.activation, *(f"{axis}={value}" for axis, value in self.axes)])
+        axes = ", ".join(f"{axis}={value}" for axis, value in self.axes)
+        return f"{self.activation} ({axes})" if axes else self.activation
 
     @property
     def settings(self) -> dict[str, str]:

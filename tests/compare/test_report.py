@@ -22,7 +22,7 @@ from lma_hf.compare.report.figures import COLOURS, colours_of, legend, panels, t
 from lma_hf.compare.report.learned_pictures import learned_pictures
 from lma_hf.compare.report.learning_pictures import read_curves
 from lma_hf.compare.report.score_pictures import cost_picture, pareto_front, seed_picture
-from lma_hf.compare.report.words import verdict
+from lma_hf.compare.report.words import missing_words, verdict
 from lma_hf.compare.report.write import write_report
 from lma_hf.compare.study import COLUMNS
 from lma_hf.compare.study_statistics import AVERAGE, Study, compare_to_baseline, summarise
@@ -154,6 +154,14 @@ def test_a_baseline_that_has_not_run_yet_leaves_the_rest_of_the_report(tmp_path)
     assert "| relu |" in text
 
 
+def test_tasks_that_lack_the_same_seeds_are_one_line(tmp_path):
+    missing = {(task, "2layers", "lma", seed) for task in TASKS for seed in (1, 3)}
+    missing.add(("rte", "2layers", "gelu", 2))
+    made_up_study(tmp_path, TASKS, ["2layers"], {"gelu": 0.0, "lma": 0.0}, [1, 2, 3], missing=missing)
+    lines = missing_words(Study(read_results(tmp_path)))
+    assert lines == ["2layers gelu on RTE: seed 2", "2layers lma on CoLA and RTE: seeds 1 and 3"]
+
+
 def test_steps_that_were_left_out_are_no_points_of_a_curve(tmp_path):
     made_up_study(tmp_path, ["rte"], ["2layers"], {"gelu": 0.0}, [1])
     file = next(tmp_path.rglob("metrics.jsonl"))
@@ -268,7 +276,7 @@ def test_bad_input(study_dir, tmp_path, capsys):
 def test_a_legend_of_any_length_leaves_room_for_the_axes(variants):
     figure, ((axes,),) = panels(1)
     for number in range(variants):
-        axes.plot([0, 1], [0, number], label=f"lma8_per_channel, lr=middle {number}")
+        axes.plot([0, 1], [0, number], label=f"lma8_per_channel (lr=middle) {number}")
     legend(figure, axes)
     to_svg(figure)  # matplotlib warns, which is an error in tests, where axes have no room
     inches = axes.get_position().height * figure.get_figheight()

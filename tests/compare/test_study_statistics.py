@@ -119,7 +119,7 @@ def test_baseline_along_any_axis_keeps_the_other_settings():
     ]
     found = compare_to_baseline(Study(cells), "temperature=1.0", 0.5)
     means = {str(each.variant): each.result.mean for each in found if each.task == AVERAGE}
-    expected = {"big gelu, temperature=2.0": 1.0, "big lma, temperature=2.0": 2.0}
+    expected = {"big gelu (temperature=2.0)": 1.0, "big lma (temperature=2.0)": 2.0}
     assert means == {name: pytest.approx(value) for name, value in expected.items()}
     by_student = compare_to_baseline(Study(cells), "student=big", 0.5)
     assert [each.baseline for each in by_student] == [Variant("big", "lma", (("temperature", "2.0"),))] * 2

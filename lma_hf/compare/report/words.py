@@ -123,13 +123,16 @@ def _sign_flip_note(differences: Sequence[Difference]) -> str:
 
 
 def missing_words(study: Study) -> list[str]:
-    """What the plan has and the study lacks, a line for each variant and task."""
+    """What the plan has and the study lacks, a line for each variant and the tasks that lack the same seeds."""
     lacking: dict[tuple[str, str], list[int]] = {}
     for variant, task, seed in study.missing():
-        lacking.setdefault((str(variant), task), []).append(seed)
+        lacking.setdefault((str(variant), task_title(task)), []).append(seed)
+    tasks: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for (variant, task), seeds in lacking.items():
+        tasks.setdefault((variant, tuple(seeds)), []).append(task)
     lines = [
-        f"{variant} on {task_title(task)}: {'seeds' if len(seeds) > 1 else 'seed'} {listing(seeds)}"
-        for (variant, task), seeds in lacking.items()
+        f"{variant} on {listing(titles)}: {'seeds' if len(seeds) > 1 else 'seed'} {listing(seeds)}"
+        for (variant, seeds), titles in tasks.items()
     ]
     if len(lines) <= MAX_MISSING:
         return lines
