@@ -1,6 +1,7 @@
 """The commands end to end, in process, on a tiny model."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -177,15 +178,24 @@ def test_activations_alone_need_some_and_weights_to_stand_on(tmp_path, data_flag
 
 
 @pytest.mark.parametrize("verb", ["teach", "distill"])
-def test_a_fresh_head_has_to_train(tmp_path, data_flags, teacher_dir, pretrained_dir, verb, capsys):
+@pytest.mark.parametrize("head", ["none", "of three labels"])
+def test_a_fresh_head_has_to_train(tmp_path, data_flags, teacher_dir, pretrained_dir, verb, head, capsys):
+    pretrained = str(pretrained_dir)
+    if head == "of three labels":
+        pretrained = str(shutil.copytree(pretrained_dir, tmp_path / "pretrained"))
+        AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=3).save_pretrained(pretrained)
     models = {
-        "teach": ["--model_name_or_path", str(pretrained_dir)],
-        "distill": ["--teacher", str(teacher_dir), "--student_name_or_path", str(pretrained_dir)],
+        "teach": ["--model_name_or_path", pretrained],
+        "distill": ["--teacher", str(teacher_dir), "--student_name_or_path", pretrained],
     }[verb]
     command = [verb, *data_flags, *models, "--output_dir", str(tmp_path / "run"), "--train", "activations+bias"]
     assert main(command) == 2
+    what = {
+        "none": "lacks 2 weights (classifier.bias, classifier.weight)",
+        "of three labels": "has classifier.bias of shape [3], asked for is [2]",
+    }[head]
     advice = "train activations+bias leaves a fresh head random, take activations+head"
-    assert f"lacks 2 weights (classifier.bias, classifier.weight); {advice}" in capsys.readouterr().err
+    assert f"{what}; {advice}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
